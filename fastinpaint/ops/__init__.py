@@ -1,0 +1,1 @@
+"""Public operators: checks, backend choice and registration. One module for each operator."""

@@ -1,0 +1,100 @@
+"""Which implementation of an operator serves a call."""
+
+import functools
+import os
+import warnings
+from collections.abc import Mapping
+from importlib import import_module
+
+import torch
+
+BACKENDS = ("triton", "native", "reference")
+
+
+def _load_native() -> str | None:
+    """Load the compiled extension; return None, or why it cannot be had."""
+    try:
+        import_module("fastinpaint._C")
+    except ModuleNotFoundError:
+        return "the extension fastinpaint._C was not built"
+    except (ImportError, OSError) as error:
+        return f"the extension fastinpaint._C does not load: {error}"
+    return None
+
+
+NATIVE_ERROR = _load_native()
+
+
+@functools.cache
+def _native_gap(op: str, device_type: str) -> str | None:
+    if NATIVE_ERROR is not None:
+        return NATIVE_ERROR
+    key = {"cpu": "CPU", "cuda": "CUDA"}.get(device_type)
+    if key is None or not torch._C._dispatch_has_kernel_for_dispatch_key(f"fastinpaint::{op}", key):
+        return f"the extension has no {op} for {device_type} tensors"
+    return None
+
+
+@torch.compiler.assume_constant_result
+def _native_reason(op: str, device_types: tuple[str, ...]) -> str | None:
+    if len(set(device_types)) != 1:
+        return f"tensors lie on different devices: {', '.join(sorted(set(device_types)))}"
+    return _native_gap(op, device_types[0])
+
+
+def native_reason(op: str, *tensors: torch.Tensor) -> str | None:
+    """Say why ``fastinpaint::op`` of the extension cannot take these tensors; None when it can."""
+    return _native_reason(op, tuple(tensor.device.type for tensor in tensors))
+
+
+@functools.cache
+def _announce(op: str, chosen: str, gaps: tuple[tuple[str, str], ...]) -> None:
+    reasons = "; ".join(f"{name}: {reason}" for name, reason in gaps)
+    warnings.warn(f"fastinpaint.{op} runs on its {chosen} backend ({reasons})", RuntimeWarning, stacklevel=2)
+
+
+def _first_able(op: str, candidates: tuple[tuple[str, str | None], ...]) -> str | None:
+    for index, (name, gap) in enumerate(candidates):
+        if gap is None:
+            passed_over = tuple((other, reason) for other, reason in candidates[:index] if reason)
+            if passed_over:
+                _announce(op, name, passed_over)
+            return name
+    return None
+
+
+@torch.compiler.assume_constant_result
+def _select(op: str, requested: str, candidates: tuple[tuple[str, str | None], ...]) -> str:
+    default = os.environ.get("FASTINPAINT_BACKEND", "auto")
+    wanted = default if requested == "auto" else requested
+    if wanted not in ("auto", *BACKENDS):
+        where = "FASTINPAINT_BACKEND" if requested == "auto" else "backend"
+        raise ValueError(f"{op}: {where} must be one of auto, {', '.join(BACKENDS)}, got {wanted!r}")
+    table: dict[str, str | None] = {wanted: f"{op} has no such backend", **dict(candidates)}
+    if requested == "auto":
+        preferred = [] if wanted == "auto" else [(wanted, table[wanted])]
+        chosen = _first_able(op, (*preferred, *candidates))
+        if chosen is not None:
+            return chosen
+    elif table[wanted] is None:
+        return wanted
+    reasons = "; ".join(f"{name}: {gap}" for name, gap in table.items() if gap and name != "auto")
+    raise ValueError(f"{op}: backend {wanted!r} cannot serve this call ({reasons})")
+
+
+def select(op: str, requested: str, candidates: Mapping[str, str | None]) -> str:
+    """Choose the backend for one call.
+
+    Args:
+        op: Public name of the operator, for messages.
+        requested: ``"auto"`` or one of ``BACKENDS``. ``"auto"`` takes ``FASTINPAINT_BACKEND`` where that is set
+            and can serve, else the first candidate that can, and warns once about each it had to pass over.
+        candidates: Backend name to None (it can serve this call) or to the reason why not; best first.
+
+    Returns:
+        The name of the chosen backend.
+
+    Raises:
+        ValueError: Unknown backend, or the requested one cannot serve; the message holds every reason.
+    """
+    return _select(op, requested, tuple(candidates.items()))

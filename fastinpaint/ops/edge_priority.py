@@ -1,0 +1,50 @@
+"""Priority mask of an edge map."""
+
+import torch
+from torch import Tensor
+
+from fastinpaint.ops import _backend, _checks
+from fastinpaint.reference import edge_priority as reference
+
+_OP = "edge_priority"
+
+
+def edge_priority(
+    edges: Tensor,
+    *,
+    kernel_size: int = 5,
+    sigma: float = 1.0,
+    iterations: int = 2,
+    backend: str = "auto",
+) -> Tensor:
+    """Blur an edge map repeatedly, so that errors near an edge weigh more (paper, pyramid structure loss).
+
+    Each iteration convolves with the ``kernel_size`` x ``kernel_size`` Gaussian of ``cv2.getGaussianKernel`` and
+    pads with zeros, so a stroke near the border loses weight to the outside.
+
+    Args:
+        edges: (B, 1, H, W), bool or floating point, 1 = edge.
+        kernel_size: Side of the kernel in pixels, odd.
+        sigma: Standard deviation in pixels, above 0.
+        iterations: Number of blurs, at least 0.
+        backend: ``"auto"`` or ``"reference"``.
+
+    Returns:
+        (B, 1, H, W) in [0, 1] for edges in [0, 1]; the dtype of ``edges``, float32 for bool.
+
+    Raises:
+        TypeError: ``edges`` is neither bool nor floating point.
+        ValueError: Wrong shape or option, or a backend that cannot serve.
+    """
+    boolean = isinstance(edges, Tensor) and edges.dtype == torch.bool
+    _checks.check_tensor(_OP, "edges", edges, "(B, 1, H, W)", floating=not boolean)
+    _checks.check_odd(_OP, "kernel_size", kernel_size)
+    if not sigma > 0:
+        raise ValueError(f"{_OP}: sigma must be above 0 pixels, got {sigma}")
+    if iterations < 0:
+        raise ValueError(f"{_OP}: iterations must be at least 0, got {iterations}")
+    _backend.select(_OP, backend, {"reference": None})
+    dtype = torch.float32 if boolean else edges.dtype
+    with torch.autocast(edges.device.type, enabled=False):
+        wide = edges.float() if boolean else _checks.at_least_float32(edges)
+        return reference.edge_priority(wide, kernel_size=kernel_size, sigma=sigma, iterations=iterations).to(dtype)

@@ -1,0 +1,34 @@
+"""Sobel gradients of an image."""
+
+import torch
+from torch import Tensor
+
+from fastinpaint.ops import _backend, _checks
+from fastinpaint.reference import sobel_edges as reference
+
+_OP = "sobel_edges"
+
+
+def sobel_edges(image: Tensor, *, backend: str = "auto") -> Tensor:
+    """Sobel gradients with unnormalised 3 x 3 kernels, as ``tf.image.sobel_edges`` computes them.
+
+    The border is padded by reflection (the edge pixel is not repeated). dy grows downwards, dx to the right.
+
+    Args:
+        image: (B, C, H, W) floating point, any range; H and W at least 2.
+        backend: ``"auto"`` or ``"reference"``.
+
+    Returns:
+        (B, 2C, H, W) in the dtype of ``image``, channels c0_dy, c0_dx, c1_dy, c1_dx, ...; within 8 times the
+        range of the image.
+
+    Raises:
+        TypeError: ``image`` is no floating-point tensor.
+        ValueError: Wrong rank, a side below 2, or a backend that cannot serve.
+    """
+    _checks.check_tensor(_OP, "image", image, "(B, C, H, W)")
+    if min(image.shape[-2:]) < 2:
+        raise ValueError(f"{_OP}: height and width must be at least 2, got {tuple(image.shape[-2:])}")
+    _backend.select(_OP, backend, {"reference": None})
+    with torch.autocast(image.device.type, enabled=False):
+        return reference.sobel_edges(_checks.at_least_float32(image)).to(image.dtype)

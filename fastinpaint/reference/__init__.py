@@ -1,0 +1,1 @@
+"""Plain PyTorch truth for each operator; imports nothing but torch and its siblings."""

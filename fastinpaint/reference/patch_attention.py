@@ -1,0 +1,49 @@
+"""Attention over k x k patches: the truth for ``ops/patch_attention.py``."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+NORM_FLOOR = 1e-4
+
+
+def key_grid(size: int, kernel_size: int, stride: int) -> tuple[int, int, int]:
+    """Number of keys along one axis, and TensorFlow's SAME padding before and after."""
+    count = -(-size // stride)
+    total = max((count - 1) * stride + kernel_size - size, 0)
+    return count, total // 2, total - total // 2
+
+
+def key_patches(features: Tensor, kernel_size: int, stride: int) -> Tensor:
+    """(B, C, H, W) -> (B, M, C, k, k): the zero-padded patches at the stride, row by row."""
+    batch, channels, height, width = features.shape
+    _, top, bottom = key_grid(height, kernel_size, stride)
+    _, left, right = key_grid(width, kernel_size, stride)
+    columns = F.unfold(F.pad(features, (left, right, top, bottom)), kernel_size, stride=stride)
+    return columns.transpose(1, 2).reshape(batch, -1, channels, kernel_size, kernel_size)
+
+
+def patch_attention(
+    features: Tensor,
+    *,
+    kernel_size: int = 3,
+    stride: int = 2,
+    softmax_scale: float = 10.0,
+    aggregation: str = "correlation",
+) -> Tensor:
+    """(B, C, H, W) -> (B, C, H, W); see ``ops.patch_attention``."""
+    if features.numel() == 0:
+        return features.clone()
+    pad = kernel_size // 2
+    outputs = []
+    for sample in features:
+        patches = key_patches(sample[None], kernel_size, stride)[0]  # (M, C, k, k)
+        norm = patches.square().sum((1, 2, 3), keepdim=True).clamp_min(NORM_FLOOR**2).sqrt()
+        scores = F.conv2d(sample[None], patches / norm, padding=pad)  # (1, M, H, W)
+        attention = torch.softmax(softmax_scale * scores, dim=1)
+        if aggregation == "correlation":
+            value = F.conv2d(attention, patches.transpose(0, 1), padding=pad)
+        else:
+            value = F.conv_transpose2d(attention, patches, padding=pad)
+        outputs.append(value / 4)
+    return torch.cat(outputs)
