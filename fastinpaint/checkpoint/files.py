@@ -1,0 +1,130 @@
+"""Writing files so that a reader never sees half of one, and reading them with errors that name the file."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+PathLike = str | os.PathLike[str]
+
+
+@contextmanager
+def atomic_write(path: PathLike) -> Iterator[Path]:
+    """Give a temporary path beside ``path``; when the block succeeds, it takes the place of ``path`` at once.
+
+    Missing parent folders are created. The temporary name ends as ``path`` does, so writers that look at the
+    suffix work. When the block raises, the temporary file is removed and ``path`` is left as it was.
+
+    Raises:
+        IsADirectoryError: ``path`` is a folder.
+        FileNotFoundError: the block wrote nothing.
+    """
+    target = Path(os.path.realpath(path))
+    if target.is_dir():
+        raise IsADirectoryError(f"cannot write a file at {target}: it is a folder")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".tmp-{secrets.token_hex(6)}-{target.name}")
+    try:
+        yield temporary
+        if not temporary.is_file():
+            raise FileNotFoundError(f"nothing was written for {target}")
+        _fsync(temporary, os.O_RDWR)
+        os.replace(temporary, target)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
+    with suppress(OSError):  # not every system can flush a folder, which makes the rename itself durable
+        _fsync(target.parent, os.O_RDONLY)
+
+
+def _fsync(path: Path, flags: int) -> None:
+    handle = os.open(path, flags)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def save_safetensors(
+    path: PathLike, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write named tensors (any device, any strides; tensors that share memory are stored twice).
+
+    Raises:
+        TypeError: a value is not a tensor, or a metadata key or value is not a string.
+    """
+    for key, value in (metadata or {}).items():
+        if not isinstance(key, str) or not isinstance(value, str):
+            raise TypeError(f"safetensors metadata must map str to str, got {key!r}: {value!r}")
+    stored: dict[str, torch.Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, torch.Tensor):
+            raise TypeError(f"expected a tensor for {name!r}, got {type(tensor).__name__}")
+        whole = tensor.detach().cpu().contiguous()
+        stored[name] = whole.clone() if whole.untyped_storage().data_ptr() in seen else whole
+        seen.add(whole.untyped_storage().data_ptr())
+    with atomic_write(path) as temporary:
+        save_file(stored, temporary, metadata=dict(metadata) if metadata else None)
+
+
+def load_safetensors(path: PathLike) -> dict[str, torch.Tensor]:
+    """Read every tensor of a safetensors file onto the CPU.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is truncated, corrupt, or not safetensors.
+    """
+    with _open_safetensors(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+
+
+def load_safetensors_metadata(path: PathLike) -> dict[str, str]:
+    """Read the metadata of a safetensors file without its tensors; errors as in `load_safetensors`."""
+    with _open_safetensors(path) as file:
+        return dict(file.metadata() or {})
+
+
+@contextmanager
+def _open_safetensors(path: PathLike) -> Iterator[Any]:
+    require_file(path, "safetensors file")
+    try:
+        with safe_open(os.fspath(path), framework="pt") as file:
+            yield file
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a complete safetensors file: {error}") from error
+
+
+def write_json(path: PathLike, value: Any) -> None:
+    """Write ``value`` as indented JSON. Raises TypeError or ValueError for what JSON cannot hold."""
+    text = json.dumps(value, indent=2, allow_nan=False) + "\n"
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def read_json(path: PathLike) -> Any:
+    """Read JSON. Raises FileNotFoundError when missing, ValueError naming file and position when malformed."""
+    try:
+        return json.loads(require_file(path, "JSON file").read_text(encoding="utf-8"))
+    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
+
+
+def require_file(path: PathLike, what: str) -> Path:
+    """Return ``path`` as a Path. Raises FileNotFoundError or ValueError, saying ``what`` was wanted."""
+    path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"expected a {what}, but {path} is a folder")
+    if not path.is_file():
+        raise FileNotFoundError(f"expected a {what} at {path}, but there is no such file")
+    return path
