@@ -10,7 +10,7 @@ CASES = [(1, 1), (1, 2), (3, 1), (3, 2), (5, 2), (5, 3)]
 
 def _slow_patch_attention(features, kernel_size, stride, scale, aggregation):
     """The definition, position by position, for one sample (C, H, W)."""
-    channels, height, width = features.shape
+    _, height, width = features.shape
     centre = kernel_size // 2
     big = F.pad(features, [kernel_size * 2] * 4)
 

@@ -1,0 +1,50 @@
+# Newcomers: `make demo` and `make test`. Both create .venv on first use.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+NATIVE := $(wildcard csrc/*.cpp csrc/*.h csrc/*.inc csrc/cuda/*.cu) setup.py
+
+.PHONY: demo test lint format bench clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo    train a small model for about three minutes and fill holes in photographs"
+	@echo "make test    the test suite"
+	@echo "make lint    ruff, mypy, clang-format, import-linter"
+	@echo "make format  let ruff and clang-format rewrite the sources"
+	@echo "make bench   the benchmarks, into benchmark-results/"
+	@echo "make clean   remove the environment and everything built"
+
+$(VENV)/.created: constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch numpy "setuptools>=77" wheel "ninja>=1.11"
+	@touch $@
+
+$(STAMP): $(VENV)/.created pyproject.toml $(NATIVE)
+	$(BIN)/python -m pip install --quiet --no-build-isolation -c constraints.txt -e ".[demo,test,lint]"
+	@touch $@
+
+demo: $(STAMP)
+	$(BIN)/python -m fastinpaint demo
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --config pyproject.toml
+	$(BIN)/clang-format --dry-run --Werror $(wildcard csrc/*.cpp csrc/*.h csrc/*.inc)
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(wildcard csrc/*.cpp csrc/*.h csrc/*.inc)
+
+bench: $(STAMP)
+	$(BIN)/python -m benchmarks --out benchmark-results
+
+clean:
+	rm -rf $(VENV) build *.egg-info fastinpaint/*.so
