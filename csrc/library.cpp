@@ -1,0 +1,29 @@
+// Every schema of the namespace fastinpaint. An operator's kernels are registered in csrc/<op>.cpp and
+// csrc/cuda/<op>.cu; its fake and its autograd formula in fastinpaint/ops/<op>.py.
+#include <Python.h>
+
+#include "common.h"
+#include "isa.h"
+
+STABLE_TORCH_LIBRARY(fastinpaint, m) {
+  m.def("cpu_isa() -> str");
+  m.def("canny(Tensor image, float sigma, float low_threshold, float high_threshold, Tensor? mask) -> Tensor");
+}
+
+namespace {
+
+std::string cpu_isa() {
+  return fastinpaint::isa_name(fastinpaint::active_isa());
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(fastinpaint, CompositeExplicitAutograd, m) {
+  m.impl("cpu_isa", TORCH_BOX(&cpu_isa));
+}
+
+// `import fastinpaint._C` loads the library; loading it registers the operators. The module itself is empty.
+extern "C" __attribute__((visibility("default"))) PyObject* PyInit__C(void) {
+  static PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
+  return PyModule_Create(&module);
+}
