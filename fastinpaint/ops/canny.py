@@ -1,0 +1,118 @@
+"""Canny edges and the grey image that they are taken of."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from fastinpaint.ops._backend import NATIVE_ERROR, native_reason, select
+from fastinpaint.reference import canny as reference
+
+
+def rgb_to_gray(image: Tensor) -> Tensor:
+    """Grey image of a colour image: ``(0.2125 R + 0.7154 G) + 0.0721 B``, in that order of operations.
+
+    The weights are those of ``skimage.color.rgb2gray``, whose last bit depends on the BLAS that NumPy uses; this
+    one's does not.
+
+    Args:
+        image: (B, 3, H, W), floating point, any range.
+
+    Returns:
+        (B, 1, H, W) of the same dtype. Differentiable.
+
+    Raises:
+        TypeError: ``image`` is not a floating-point tensor.
+        ValueError: ``image`` has another shape.
+    """
+    _check_image("rgb_to_gray", image, channels=(3,))
+    return reference.rgb_to_gray(image)
+
+
+def canny(
+    image: Tensor,
+    *,
+    sigma: float = 1.5,
+    low_threshold: float = 0.1,
+    high_threshold: float = 0.2,
+    mask: Tensor | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """Edges of each image, pixel for pixel those of ``skimage.feature.canny`` (0.26) on the same float32 grey image.
+
+    Gaussian blur with zeros outside (renormalised by the part of the Gaussian that lies inside), Sobel gradients,
+    non-maximum suppression with bilinear interpolation, and hysteresis over 8-connected pixels. A pixel of the
+    outermost ring is never an edge. Source: Canny, "A Computational Approach to Edge Detection", PAMI 1986, in the form
+    that scikit-image gives it.
+
+    Args:
+        image: (B, 1, H, W) grey or (B, 3, H, W) RGB (greyed by ``rgb_to_gray``), floating point, finite, any range;
+            other dtypes than float32 are converted to it first.
+        sigma: Standard deviation of the Gaussian in pixels; 0 leaves the image unblurred. Cut off at 4 sigma.
+        low_threshold: Least gradient magnitude of an edge pixel, in units of the image's values: absolute, as in
+            scikit-image on float images. The Sobel weights are not normalised (a unit step has magnitude 4).
+        high_threshold: Gradient magnitude that at least one pixel of an edge must reach.
+        mask: (B, 1, H, W) or (1, 1, H, W) bool, True where the image counts; None: everywhere. A pixel next to one
+            that does not count is never an edge.
+        backend: ``"auto"``, ``"native"`` or ``"reference"``.
+
+    Returns:
+        (B, 1, H, W) bool, True on an edge. Not differentiable: no gradient reaches ``image``.
+
+    Raises:
+        TypeError: ``image`` is not floating point or ``mask`` is not bool.
+        ValueError: A shape, ``sigma`` or the thresholds do not fit, or ``backend`` cannot serve; the message says why.
+    """
+    _check_image("canny", image, channels=(1, 3))
+    _check_options(image, sigma, low_threshold, high_threshold, mask)
+    image = image.detach().float()
+    tensors = (image,) if mask is None else (image, mask)
+    chosen = select("canny", backend, {"native": native_reason("canny", *tensors), "reference": None})
+    run = torch.ops.fastinpaint.canny if chosen == "native" else torch.ops.fastinpaint.canny_reference
+    result: Tensor = run(image, float(sigma), float(low_threshold), float(high_threshold), mask)
+    return result
+
+
+def _check_image(op: str, image: Tensor, channels: tuple[int, ...]) -> None:
+    if not isinstance(image, Tensor) or not image.is_floating_point():
+        found = image.dtype if isinstance(image, Tensor) else type(image).__name__
+        raise TypeError(f"{op}: image must be a floating-point tensor, got {found}")
+    if image.dim() != 4 or image.shape[1] not in channels:
+        wanted = " or ".join(map(str, channels))
+        raise ValueError(f"{op}: image must be (B, {wanted}, H, W), got shape {tuple(image.shape)}")
+
+
+def _check_options(image: Tensor, sigma: float, low: float, high: float, mask: Tensor | None) -> None:
+    if not (math.isfinite(sigma) and sigma >= 0):
+        raise ValueError(f"canny: sigma must be finite and at least 0, got {sigma}")
+    if not low <= high:
+        raise ValueError(f"canny: low_threshold must be at most high_threshold, got {low} and {high}")
+    if mask is None:
+        return
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+        found = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+        raise TypeError(f"canny: mask must be a bool tensor, got {found}")
+    batch, _, height, width = image.shape
+    if mask.dim() != 4 or mask.shape[0] not in (1, batch) or mask.shape[1:] != (1, height, width):
+        wanted = f"({batch} or 1, 1, {height}, {width})"
+        raise ValueError(f"canny: mask must have shape {wanted}, got {tuple(mask.shape)}")
+
+
+# Opaque to torch.compile: the number of hysteresis steps depends on the data.
+@torch.library.custom_op("fastinpaint::canny_reference", mutates_args=())
+def _canny_reference(
+    image: Tensor, sigma: float, low_threshold: float, high_threshold: float, mask: Tensor | None
+) -> Tensor:
+    return reference.canny(image, sigma=sigma, low_threshold=low_threshold, high_threshold=high_threshold, mask=mask)
+
+
+def _canny_fake(
+    image: Tensor, sigma: float, low_threshold: float, high_threshold: float, mask: Tensor | None
+) -> Tensor:
+    batch, _, height, width = image.shape
+    return image.new_empty((batch, 1, height, width), dtype=torch.bool)
+
+
+_canny_reference.register_fake(_canny_fake)
+if NATIVE_ERROR is None:
+    torch.library.register_fake("fastinpaint::canny", _canny_fake)
