@@ -113,7 +113,7 @@ def write_json(path: PathLike, value: Any) -> None:
 
 
 def read_json(path: PathLike) -> Any:
-    """Read JSON. Raises FileNotFoundError when missing, ValueError naming file and position when malformed."""
+    """Read JSON. Raises FileNotFoundError when missing, ValueError with file and position when malformed."""
     try:
         return json.loads(require_file(path, "JSON file").read_text(encoding="utf-8"))
     except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
