@@ -1,0 +1,269 @@
+"""The TensorFlow checkpoint reader: a real checkpoint, synthetic ones, and damaged ones."""
+
+from __future__ import annotations
+
+import shutil
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fastinpaint.checkpoint.crc32c import crc32c
+from fastinpaint.checkpoint.sstable import decompress_snappy, read_table
+from fastinpaint.checkpoint.tensorflow import find_tf_checkpoint, is_optimizer_slot, read_tf_checkpoint
+from tests.tf_checkpoint_writer import BFLOAT16, STRING, entry, field, header, snappy, table, write_checkpoint
+
+REAL = Path(__file__).parent / "golden" / "tf_checkpoint_w16"
+NAME = "InpaintModel.model-7"
+
+
+def bitwise_crc32c(data: bytes) -> int:
+    state = 0xFFFFFFFF
+    for byte in data:
+        state ^= byte
+        for _ in range(8):
+            state = state >> 1 ^ (0x82F63B78 if state & 1 else 0)
+    return state ^ 0xFFFFFFFF
+
+
+@pytest.mark.parametrize("size", [0, 1, 3, 4, 5, 31, 32, 1023, 32768, 32771, 40001])
+def test_crc32c_matches_the_bitwise_definition(size: int) -> None:
+    data = np.random.default_rng(size).bytes(size)
+    assert crc32c(data) == bitwise_crc32c(data)
+
+
+def test_crc32c_published_values() -> None:  # RFC 3720, appendix B.4
+    assert crc32c(b"123456789") == 0xE3069283
+    assert crc32c(bytes(32)) == 0x8A9136AA
+    assert crc32c(b"\xff" * 32) == 0x62A8AB43
+    assert crc32c(bytes(range(32))) == 0x46DD794E
+
+
+@pytest.mark.parametrize("suffix", ["", f"/{NAME}", f"/{NAME}.index", "/checkpoint", f"/{NAME}.data-00000-of-00001"])
+def test_real_checkpoint(suffix: str) -> None:
+    variables = read_tf_checkpoint(f"{REAL}{suffix}")
+    assert len(variables) == 180
+    assert list(variables) == sorted(variables)
+    assert variables["inpaint_net/conv2d/kernel"].shape == (7, 7, 11, 16)
+    assert variables["discriminator256/conv5/u"].shape == (1, 1)
+    assert all(array.dtype == np.float32 and np.isfinite(array).all() for array in variables.values())
+    assert sum(array.nbytes for array in variables.values()) == (REAL / f"{NAME}.data-00000-of-00001").stat().st_size
+
+
+@pytest.mark.parametrize("compress", [False, True])
+@pytest.mark.parametrize("block_entries", [1, 3, 1000])
+@pytest.mark.parametrize("shards", [1, 3])
+def test_blocks_shards_and_types(tmp_path: Path, compress: bool, block_entries: int, shards: int) -> None:
+    rng = np.random.default_rng(0)
+    variables = {f"net/conv_{i}/kernel": rng.standard_normal((3, 3, i, 2), np.float32) for i in range(40)}
+    for dtype in ("f8", "i4", "u1", "i2", "i1", "c8", "i8", "f2", "u4"):
+        variables[f"net/{dtype}"] = rng.integers(0, 100, (2, 3)).astype(dtype)
+    variables["net/bool"] = np.array([True, False, True])
+    variables["net/scalar"] = np.float32(3.5)
+    write_checkpoint(tmp_path / "m", variables, shards=shards, block_entries=block_entries, compress=compress)
+    read = read_tf_checkpoint(tmp_path)
+    assert read.keys() == variables.keys()
+    for name, array in variables.items():
+        assert read[name].dtype == array.dtype
+        np.testing.assert_array_equal(read[name], array)
+        assert read[name].flags.writeable
+
+
+def test_optimizer_slots_and_strings_are_left_out(tmp_path: Path) -> None:
+    net = {"net/w": np.ones(3, np.float32), "net/Adam_layer/w": np.ones(1, np.float32)}
+    slots = {
+        "net/w/Adam": np.ones(3, np.float32),
+        "net/w/Adam_1": np.ones(3, np.float32),
+        "beta1_power": np.float32(0.5),
+        "opt/beta2_power_1": np.float32(0.5),
+        "global_step": np.int64(7),
+    }
+    entries = write_checkpoint(tmp_path / "m", net | slots)
+    entries[b"_CHECKPOINTABLE_OBJECT_GRAPH"] = entry(STRING, (), 0, 0, b"")
+    (tmp_path / "m.index").write_bytes(table(entries))
+    assert read_tf_checkpoint(tmp_path).keys() == net.keys()
+    assert read_tf_checkpoint(tmp_path, optimizer_slots=True).keys() == (net | slots).keys()
+    assert [name for name in net | slots if is_optimizer_slot(name)] == list(slots)
+    assert not is_optimizer_slot("Adam")
+    assert not is_optimizer_slot("net/my_global_step")
+
+
+def test_bfloat16_becomes_float32(tmp_path: Path) -> None:
+    values = np.array([1.0, -2.5, 0.0, np.inf], np.float32)
+    data = (values.view(np.uint32) >> 16).astype("<u2").tobytes()
+    (tmp_path / "m.data-00000-of-00001").write_bytes(data)
+    (tmp_path / "m.index").write_bytes(table({b"": header(), b"w": entry(BFLOAT16, (4,), 0, 0, data)}))
+    read = read_tf_checkpoint(tmp_path)["w"]
+    assert read.dtype == np.float32
+    np.testing.assert_array_equal(read, values)
+
+
+def test_folder_with_a_moved_or_missing_state_file(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "m-1", {"w": np.ones(2, np.float32)})
+    write_checkpoint(tmp_path / "m-2", {"w": np.ones(2, np.float32)})
+    with pytest.raises(ValueError, match=r"choose one of m-1\.index, m-2\.index"):
+        read_tf_checkpoint(tmp_path)
+    (tmp_path / "checkpoint").write_text('model_checkpoint_path: "/home/someone/run/m-2"\n')
+    assert find_tf_checkpoint(tmp_path) == tmp_path / "m-2"
+    (tmp_path / "checkpoint").write_text('model_checkpoint_path: "m-3"\n')
+    with pytest.raises(FileNotFoundError, match=r"names m-3"):
+        read_tf_checkpoint(tmp_path)
+    (tmp_path / "checkpoint").write_text("something else")
+    with pytest.raises(ValueError, match="has no line model_checkpoint_path"):
+        read_tf_checkpoint(tmp_path)
+
+
+def test_missing_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"looked for .*nothing\.index"):
+        read_tf_checkpoint(tmp_path / "nothing")
+    with pytest.raises(FileNotFoundError, match=r"looked for checkpoint and \*\.index"):
+        read_tf_checkpoint(tmp_path)
+    write_checkpoint(tmp_path / "m", {"a": np.ones(2, np.float32), "b": np.ones(2, np.float32)}, shards=2)
+    (tmp_path / "m.data-00001-of-00002").unlink()
+    with pytest.raises(FileNotFoundError, match=r"m\.data-00001-of-00002"):
+        read_tf_checkpoint(tmp_path)
+    (tmp_path / "weights.pth").write_bytes(b"PK")
+    with pytest.raises(ValueError, match=r"weights\.pth is not part of a TensorFlow"):
+        read_tf_checkpoint(tmp_path / "weights.pth")
+
+
+@pytest.mark.parametrize("content", [b"", b"x", b"PK\3\4" * 50, bytes(1000)])
+def test_foreign_index(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "m.index").write_bytes(content)
+    with pytest.raises(ValueError, match=r"m\.index is truncated or not the index"):
+        read_tf_checkpoint(tmp_path / "m")
+
+
+def damaged_copy(folder: Path, suffix: str, content: bytes) -> Path:
+    """A copy of the real checkpoint with one file replaced."""
+    for file in REAL.glob(f"{NAME}.*"):
+        shutil.copy(file, folder / file.name)
+    (folder / f"{NAME}{suffix}").write_bytes(content)
+    return folder / NAME
+
+
+def test_truncated_real_checkpoint(tmp_path: Path) -> None:
+    index = (REAL / f"{NAME}.index").read_bytes()
+    prefix = damaged_copy(tmp_path, ".index", index)
+    for length in [*range(0, len(index), 97), len(index) - 1]:
+        Path(f"{prefix}.index").write_bytes(index[:length])
+        with pytest.raises(ValueError, match=r"\.index is truncated"):
+            read_tf_checkpoint(prefix)
+        Path(f"{prefix}.index").write_bytes(index[length:-48] + index[-48:] if length else index[1:])
+        with pytest.raises(ValueError, match=r"\.index is (corrupt|truncated)"):
+            read_tf_checkpoint(prefix)
+    data = (REAL / f"{NAME}.data-00000-of-00001").read_bytes()
+    for length in (0, 1, 1000, len(data) - 1):
+        prefix = damaged_copy(tmp_path, ".data-00000-of-00001", data[:length])
+        with pytest.raises(ValueError, match=rf"00001 is truncated: it has {length} bytes"):
+            read_tf_checkpoint(prefix)
+
+
+def test_flipped_bytes_of_the_real_checkpoint(tmp_path: Path) -> None:
+    index = (REAL / f"{NAME}.index").read_bytes()
+    prefix = damaged_copy(tmp_path, ".index", index)
+    rng = np.random.default_rng(0)
+    padding = range(len(index) - 48 + 6, len(index) - 8)  # of the footer: no checksum, no meaning
+    meta = range(len(index) - 48, len(index) - 46)  # where the unused meta index lies
+    for position in [*rng.integers(0, len(index) - 48, 60), *range(len(index) - 48, len(index))]:
+        damaged = bytearray(index)
+        damaged[position] ^= int(rng.integers(1, 256))
+        Path(f"{prefix}.index").write_bytes(damaged)
+        if position in padding or position in meta:
+            continue
+        with pytest.raises(ValueError, match=r"\.index is "):
+            read_tf_checkpoint(prefix)
+    data = bytearray((REAL / f"{NAME}.data-00000-of-00001").read_bytes())
+    data[2_000_000] ^= 1
+    prefix = damaged_copy(tmp_path, ".data-00000-of-00001", bytes(data))
+    Path(f"{prefix}.index").write_bytes(index)
+    with pytest.raises(ValueError, match=r"00001 is corrupt: the checksum of \S+ is wrong"):
+        read_tf_checkpoint(prefix)
+
+
+FOUR = np.ones(4, np.float32).tobytes()
+WRONG = {
+    "no header": ({b"w": entry(1, (4,), 0, 0, FOUR)}, "no header"),
+    "big-endian": ({b"": header(endianness=1)}, "big-endian"),
+    "no shards": ({b"": header(shards=0)}, "claims 0 data files"),
+    "shard out of range": ({b"": header(), b"w": entry(1, (4,), 1, 0, FOUR)}, "data file 1 of 1"),
+    "negative shape": ({b"": header(), b"w": entry(1, (-4,), 0, 0, FOUR)}, r"shape is \[-4\]"),
+    "huge shape": ({b"": header(), b"w": entry(1, (1 << 40, 1 << 40), 0, 0, FOUR)}, "takes 48357"),
+    "huge and empty": ({b"": header(), b"w": entry(1, (0, 1 << 62, 1 << 62), 0, 0, b"")}, "cannot have the shape"),
+    "huge size": ({b"": header(), b"w": entry(1, (1 << 40,), 0, 0, FOUR, size=1 << 42)}, "is truncated"),
+    "negative offset": ({b"": header(), b"w": entry(1, (4,), 0, -8, FOUR)}, "negative place"),
+    "overlap": ({b"": header(), **{b"w%d" % i: entry(1, (4,), 0, 0, FOUR) for i in range(9)}}, "overlap"),
+    "partitioned": ({b"": header(), b"w": entry(1, (4,), 0, 0, FOUR) + field(7, b"")}, "partitioned"),
+    "unknown type": ({b"": header(), b"w": entry(99, (4,), 0, 0, FOUR)}, "type number 99"),
+    "not UTF-8": ({b"": header(), b"\xff": entry(1, (4,), 0, 0, FOUR)}, "not UTF-8"),
+    "cut message": ({b"": header(), b"w": entry(1, (4,), 0, 0, FOUR)[:-2]}, "bytes follow"),
+    "group": ({b"": header(), b"w": b"\x0b"}, "unknown kind 3"),
+    "endless integer": ({b"": header(), b"w": b"\x08" + b"\xff" * 20}, "cut off or too long"),
+    "bytes for a number": ({b"": header(), b"w": field(1, b"abc")}, "bytes where a number"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_entries_under_right_checksums(tmp_path: Path, case: str) -> None:
+    entries, reason = WRONG[case]
+    (tmp_path / "m.data-00000-of-00001").write_bytes(FOUR)
+    (tmp_path / "m.index").write_bytes(table(entries))
+    with pytest.raises(ValueError, match=rf"m\.(index|data).*{reason}"):
+        read_tf_checkpoint(tmp_path)
+
+
+SMALL_OR_WILD = st.one_of(st.integers(-1, 20), st.integers(-(1 << 63), (1 << 63) - 1))
+ENTRIES = st.builds(
+    entry,
+    SMALL_OR_WILD,
+    st.lists(SMALL_OR_WILD, max_size=4),
+    st.integers(-1, 1),
+    SMALL_OR_WILD,
+    st.sampled_from([b"", bytes(4), bytes(16)]),
+    size=st.one_of(st.none(), SMALL_OR_WILD),
+)
+
+
+@given(st.dictionaries(st.binary(max_size=20), st.binary(max_size=40) | ENTRIES, max_size=4), st.booleans())
+def test_random_entries_give_arrays_or_value_errors(
+    tmp_path_factory: pytest.TempPathFactory, entries: dict[bytes, bytes], compress: bool
+) -> None:
+    folder = tmp_path_factory.getbasetemp() / "random_entries"
+    folder.mkdir(exist_ok=True)
+    (folder / "m.data-00000-of-00001").write_bytes(bytes(64))
+    (folder / "m.index").write_bytes(table({b"": header()} | entries, block_entries=2, compress=compress))
+    try:
+        read_tf_checkpoint(folder)
+    except (ValueError, FileNotFoundError) as error:
+        assert "m.index" in str(error) or "m.data" in str(error)  # noqa: PT017 - success is fine too
+
+
+@given(st.binary(max_size=300))
+def test_random_bytes_are_value_errors(data: bytes) -> None:
+    for content in (data, data + table({})[-48:]):
+        with pytest.raises(ValueError):
+            read_table(content)
+
+
+@given(st.binary(max_size=200))
+def test_snappy_garbage_is_a_value_error_or_plain_bytes(data: bytes) -> None:
+    with suppress(ValueError):
+        assert len(decompress_snappy(data)) < 64 * 200
+
+
+@given(st.lists(st.tuples(st.integers(0, 255), st.integers(1, 150)), max_size=30))
+def test_snappy_round_trip(runs: list[tuple[int, int]]) -> None:
+    data = b"".join(bytes([byte]) * count for byte, count in runs)
+    assert decompress_snappy(snappy(data)) == data
+
+
+def test_snappy_known_streams() -> None:
+    assert decompress_snappy(bytes([11, 2 << 2]) + b"abc" + bytes([(8 - 4) << 2 | 1, 3])) == b"abcabcabcab"
+    long = np.random.default_rng(0).bytes(70000)
+    stream = b"\xf0\xa2\x04" + bytes([62 << 2]) + (len(long) - 1).to_bytes(3, "little") + long
+    assert decompress_snappy(stream) == long
+    four = stream.replace(b"\xf0\xa2\x04", b"\xf4\xa2\x04", 1) + bytes([3 << 2 | 3]) + (70000).to_bytes(4, "little")
+    assert decompress_snappy(four) == long + long[:4]

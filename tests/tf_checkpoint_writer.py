@@ -1,0 +1,113 @@
+"""A small writer of TensorFlow V2 checkpoints, for what the golden one does not have."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fastinpaint.checkpoint.crc32c import masked_crc32c
+from fastinpaint.checkpoint.sstable import MAGIC
+
+DTYPES = {"f4": 1, "f8": 2, "i4": 3, "u1": 4, "i2": 5, "i1": 6, "c8": 8, "i8": 9, "b1": 10, "f2": 19, "u4": 22}
+BFLOAT16, STRING = 14, 7
+
+
+def varint(value: int) -> bytes:
+    value &= (1 << 64) - 1
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*out, value])
+
+
+def field(number: int, value: int | bytes) -> bytes:
+    if isinstance(value, bytes):
+        return varint(number << 3 | 2) + varint(len(value)) + value
+    return varint(number << 3) + varint(value)
+
+
+def entry(
+    dtype: int, shape: tuple[int, ...], shard: int, offset: int, data: bytes, *, size: int | None = None
+) -> bytes:
+    """Serialise a BundleEntryProto."""
+    dims = b"".join(field(2, field(1, size)) for size in shape)
+    body = field(1, dtype) + field(2, dims) + field(3, shard) + field(4, offset)
+    body += field(5, len(data) if size is None else size)
+    return body + varint(6 << 3 | 5) + struct.pack("<I", masked_crc32c(data))
+
+
+def header(shards: int = 1, endianness: int = 0) -> bytes:
+    """Serialise a BundleHeaderProto."""
+    return field(1, shards) + field(2, endianness) + field(3, field(1, 1))
+
+
+def snappy(data: bytes) -> bytes:
+    """Compress with literals and, for a run of one byte, an overlapping copy."""
+    out = varint(len(data))
+    position = 0
+    while position < len(data):
+        run = 1
+        while run < 65 and data[position : position + 1] * (run + 1) == data[position : position + run + 1]:
+            run += 1
+        if run > 4:
+            out += bytes([0, data[position], (run - 2) << 2 | 2, 1, 0])
+            position += run
+            continue
+        piece = data[position : position + (100 if position else 3)]
+        length = len(piece) - 1
+        out += (bytes([length << 2]) if length < 60 else bytes([60 << 2, length])) + piece
+        position += len(piece)
+    return out
+
+
+def table(entries: dict[bytes, bytes], *, block_entries: int = 1000, compress: bool = False) -> bytes:
+    """Serialise a table; ``block_entries`` sets how many entries go into a block."""
+    out = b""
+
+    def add(items: list[tuple[bytes, bytes]], restart_interval: int) -> bytes:
+        nonlocal out
+        body, restarts, previous = b"", [], b""
+        for number, (key, value) in enumerate(items):
+            shared = 0
+            if number % restart_interval == 0:
+                restarts.append(len(body))
+            else:
+                while shared < min(len(key), len(previous)) and key[shared] == previous[shared]:
+                    shared += 1
+            body += varint(shared) + varint(len(key) - shared) + varint(len(value)) + key[shared:] + value
+            previous = key
+        restarts = restarts or [0]
+        body += struct.pack(f"<{len(restarts) + 1}I", *restarts, len(restarts))
+        body = (snappy(body) + b"\1") if compress else body + b"\0"
+        handle = varint(len(out)) + varint(len(body) - 1)
+        out += body + struct.pack("<I", masked_crc32c(body))
+        return handle
+
+    items = sorted(entries.items())
+    blocks = [items[start : start + block_entries] for start in range(0, len(items), block_entries)]
+    handles = [(block[-1][0], add(block, 16)) for block in blocks]
+    meta = add([], 1)
+    index = add(handles, 1)
+    return out + (meta + index).ljust(40, b"\0") + MAGIC
+
+
+def write_checkpoint(
+    prefix: Path, variables: dict[str, Any], *, shards: int = 1, **table_options: Any
+) -> dict[bytes, bytes]:
+    """Write a checkpoint, variables dealt to the shards in turn; returns the entries of its index."""
+    contents = [b""] * shards
+    entries = {b"": header(shards)}
+    for number, (name, value) in enumerate(variables.items()):
+        array = np.asarray(value)
+        data = array.tobytes()
+        shard = number % shards
+        entries[name.encode()] = entry(DTYPES[array.dtype.str[1:]], array.shape, shard, len(contents[shard]), data)
+        contents[shard] += data
+    for shard, content in enumerate(contents):
+        Path(f"{prefix}.data-{shard:05d}-of-{shards:05d}").write_bytes(content)
+    Path(f"{prefix}.index").write_bytes(table(entries, **table_options))
+    return entries
