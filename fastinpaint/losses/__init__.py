@@ -1,0 +1,1 @@
+"""The training objective as a sum of named terms."""

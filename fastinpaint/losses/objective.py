@@ -1,0 +1,222 @@
+"""The whole training objective."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from fastinpaint.losses import adversarial
+from fastinpaint.losses.matching import matching_loss
+from fastinpaint.losses.perceptual import content_loss, gram_matrix, style_loss
+from fastinpaint.losses.pixel import masked_l1, total_variation
+from fastinpaint.models.generator import GeneratorOutput
+from fastinpaint.models.vgg import VGG19Features
+from fastinpaint.ops._checks import at_least_float32
+from fastinpaint.ops.canny import canny
+from fastinpaint.ops.sobel_edges import sobel_edges
+from fastinpaint.ops.structure_loss import structure_loss_terms
+from fastinpaint.reference.nearest import nearest_resize
+
+SCALES = ("full", "half", "quarter")
+_GENERATOR_LOSS: dict[str, Callable[[Tensor], Tensor]] = {
+    "hinge": adversarial.hinge_generator,
+    "cross_entropy": adversarial.cross_entropy_generator,
+}
+_DISCRIMINATOR_LOSS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "hinge": adversarial.hinge_discriminator,
+    "cross_entropy": adversarial.cross_entropy_discriminator,
+}
+
+
+def _weight(default: Any, help: str) -> Any:
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """Factor of each term, the original system's by default; a term of weight 0 is not computed.
+
+    Raises:
+        ValueError: A negative weight or an unknown kind of adversarial loss.
+    """
+
+    l1_hole: float = _weight(1.0, "L1 inside the hole")
+    l1_valid: float = _weight(1.0, "L1 outside the hole")
+    structure: float = _weight(1.0, "pyramid structure loss, on top of edge_alpha and grad_alpha")
+    edge_alpha: float = _weight(20.0, "scale of the structure loss's edge weights; cancels, 0 drops the edge term")
+    grad_alpha: float = _weight(0.1, "mean absolute gradient error of the structure loss")
+    adversarial: float = _weight(0.4, "adversarial term of the generator; 0 trains without an adversary")
+    adversarial_kind: Literal["hinge", "cross_entropy"] = _weight("hinge", "hinge, or cross_entropy of the sigmoid")
+    gradient_penalty: float = _weight(0.0, "gradient penalty of the discriminator, inside the hole")
+    content: float = _weight(0.1, "VGG features, of the completed image and again of the raw output")
+    style: float = _weight(250.0, "Gram matrices of VGG features, of the completed image and of the raw output")
+    total_variation: float = _weight(0.0, "total variation of the completed image")
+    matching_image: float = _weight(0.0, "contextual matching of the raw output")
+    matching_gradient: float = _weight(0.0, "contextual matching of the predicted gradients at full size")
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be a weight."""
+        for name, value in vars(self).items():
+            if name == "adversarial_kind":
+                if value not in _GENERATOR_LOSS:
+                    wanted = ", ".join(_GENERATOR_LOSS)
+                    raise ValueError(f"adversarial_kind must be one of {wanted}, got {value!r}")
+            elif not value >= 0:
+                raise ValueError(f"loss weight {name} must be at least 0, got {value}")
+
+
+class InpaintObjective(nn.Module):
+    """Named, weighted terms of generator and discriminator. Reductions are float32, also under autocast.
+
+    A mask that is all hole or all valid makes the L1 term of the empty side 0.
+
+    Args:
+        weights: Factor of each term.
+        features: VGG-19 with weights; needed unless ``content`` and ``style`` are 0.
+
+    Raises:
+        ValueError: A perceptual weight without features.
+    """
+
+    def __init__(self, weights: LossWeights | None = None, features: VGG19Features | None = None) -> None:
+        super().__init__()
+        self.weights = weights or LossWeights()
+        self.features = features
+        if features is None and (self.weights.content or self.weights.style):
+            raise ValueError("the content and style terms need VGG-19 features; give them or set both weights to 0")
+
+    def generator_terms(
+        self,
+        image: Tensor,
+        mask: Tensor,
+        output: GeneratorOutput,
+        discriminator: nn.Module | None = None,
+        edges: Sequence[Tensor] | None = None,
+    ) -> dict[str, Tensor]:
+        """Weigh what the generator made of ``image``.
+
+        L1 and matching judge the raw full-size output; the adversary and total variation the completed image,
+        output * mask + image * (1 - mask); the perceptual terms both, in one VGG pass forward and back, beside one
+        of the true image without gradient. No gradient reaches the discriminator's parameters.
+
+        Args:
+            image: (B, 3, H, W) in [-1, 1].
+            mask: (B, 1, H, W) or (1, 1, H, W), 1 = hole. One mask for the batch sums the L1 terms over the samples,
+                as the original system does; a mask for each sample takes their mean.
+            output: Of the generator.
+            discriminator: Needed unless the ``adversarial`` weight is 0.
+            edges: Maps (B, 1, h, w), 1 = edge, ordered as the output; None takes ``edge_pyramid`` of the image.
+
+        Returns:
+            Scalars: ``l1_hole``, ``l1_valid``, ``edge_full`` ... ``gradient_quarter``, ``adversarial``, ``content``,
+            ``style``, ``total_variation``, ``matching_image``, ``matching_gradient`` as far as their weights are
+            above 0, and their sum ``total``.
+
+        Raises:
+            ValueError: No discriminator, or shapes that do not fit.
+        """
+        weights = self.weights
+        raw, mask = at_least_float32(output.images[0]), mask.to(image.dtype)
+        _check(image, mask, raw)
+        complete = raw * mask + image * (1 - mask)
+        terms: dict[str, Tensor] = {}
+        if weights.l1_hole:
+            terms["l1_hole"] = weights.l1_hole * masked_l1(raw, image, mask)
+        if weights.l1_valid:
+            terms["l1_valid"] = weights.l1_valid * masked_l1(raw, image, 1 - mask)
+        if weights.structure and (weights.edge_alpha or weights.grad_alpha):
+            terms |= self._structure_terms(image, output, edges)
+        if weights.adversarial:
+            if discriminator is None:
+                raise ValueError("the adversarial term needs a discriminator; give one or set its weight to 0")
+            with adversarial.frozen(discriminator):
+                logits = discriminator(complete)
+            terms["adversarial"] = weights.adversarial * _GENERATOR_LOSS[weights.adversarial_kind](logits)
+        if weights.content or weights.style:
+            terms |= self._perceptual_terms(image, torch.cat([complete, raw]))
+        if weights.total_variation:
+            terms["total_variation"] = weights.total_variation * total_variation(complete)
+        if weights.matching_image:
+            terms["matching_image"] = weights.matching_image * matching_loss(raw, image)
+        if weights.matching_gradient:
+            matched = matching_loss(output.gradients[0], sobel_edges(image))
+            terms["matching_gradient"] = weights.matching_gradient * matched
+        return _with_total(terms, raw)
+
+    def discriminator_terms(
+        self, image: Tensor, mask: Tensor, output: GeneratorOutput, discriminator: nn.Module
+    ) -> dict[str, Tensor]:
+        """Weigh how well the discriminator tells ``image`` from the completed one, both in one forward pass.
+
+        Arguments as for ``generator_terms``; no gradient reaches the generator.
+
+        Returns:
+            Scalars: ``adversarial`` (of weight 1), ``gradient_penalty`` where its weight is above 0, and ``total``.
+        """
+        weights = self.weights
+        raw, mask = at_least_float32(output.images[0].detach()), mask.to(image.dtype)
+        _check(image, mask, raw)
+        complete = raw * mask + image * (1 - mask)
+        real, fake = discriminator(torch.cat([image, complete])).chunk(2)
+        terms = {"adversarial": _DISCRIMINATOR_LOSS[weights.adversarial_kind](real, fake)}
+        if weights.gradient_penalty:
+            penalty = adversarial.gradient_penalty(discriminator, image, complete, mask)
+            terms["gradient_penalty"] = weights.gradient_penalty * penalty
+        return _with_total(terms, raw)
+
+    def _structure_terms(
+        self, image: Tensor, output: GeneratorOutput, edges: Sequence[Tensor] | None
+    ) -> dict[str, Tensor]:
+        weights = self.weights
+        maps = edge_pyramid(image, output.gradients) if edges is None else edges
+        table = weights.structure * structure_loss_terms(
+            image, output.gradients, edges=maps, edge_alpha=weights.edge_alpha, grad_alpha=weights.grad_alpha
+        )
+        terms = {}
+        for column, (name, alpha) in enumerate((("edge", weights.edge_alpha), ("gradient", weights.grad_alpha))):
+            if alpha:
+                terms |= {f"{name}_{scale}": table[row, column] for row, scale in enumerate(SCALES)}
+        return terms
+
+    def _perceptual_terms(self, image: Tensor, fakes: Tensor) -> dict[str, Tensor]:
+        """Compare ``fakes``, the completed and the raw images (2B, 3, H, W), with the true ones (B, 3, H, W)."""
+        if self.features is None:
+            raise ValueError("the perceptual terms need VGG-19 features")
+        weights = self.weights
+        terms: dict[str, Tensor] = {}
+        with torch.no_grad():
+            targets = self.features(image)
+        maps = self.features(fakes)
+        # A mean over twice the samples is half the sum of the two losses.
+        if weights.content:
+            terms["content"] = 2 * weights.content * content_loss(maps, [t.repeat(2, 1, 1, 1) for t in targets])
+        if weights.style:
+            grams = [gram_matrix(target).repeat(2, 1, 1) for target in targets]
+            terms["style"] = 2 * weights.style * style_loss(maps, grams)
+        return terms
+
+
+def edge_pyramid(image: Tensor, predictions: Sequence[Tensor]) -> list[Tensor]:
+    """Canny maps (B, 1, h, w), bool, of the image at the size of each prediction.
+
+    Canny runs on (image + 1) / 2 of the nearest-neighbour resized image with sigma 1.5, as for the generator's input,
+    not on [-1, 1], where ``pyramid_structure_loss`` alone would run it with thresholds half as strict.
+    """
+    with torch.no_grad():
+        return [canny((nearest_resize(image, *p.shape[-2:]) + 1) / 2, sigma=1.5) for p in predictions]
+
+
+def _with_total(terms: dict[str, Tensor], like: Tensor) -> dict[str, Tensor]:
+    total = torch.stack(list(terms.values())).sum() if terms else like.sum() * 0
+    return {**terms, "total": total}
+
+
+def _check(image: Tensor, mask: Tensor, raw: Tensor) -> None:
+    batch, _, height, width = image.shape
+    if raw.shape != image.shape:
+        raise ValueError(f"the output must be as large as the image {tuple(image.shape)}, got {tuple(raw.shape)}")
+    if mask.shape not in ((batch, 1, height, width), (1, 1, height, width)):
+        wanted = f"({batch} or 1, 1, {height}, {width})"
+        raise ValueError(f"mask must be {wanted} for an image {tuple(image.shape)}, got {tuple(mask.shape)}")

@@ -1,0 +1,1 @@
+"""Networks: generator, discriminator and VGG-19 features, with their layers and loaders."""

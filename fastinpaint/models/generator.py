@@ -1,0 +1,114 @@
+"""The inpainting generator (paper, network architecture)."""
+
+from typing import Any, Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor, nn
+
+from fastinpaint.models.layers import ConvNorm, PatchAttention, PooledAttention, ResidualBlock, UpConvNorm
+from fastinpaint.models.pretrained import Pretrained
+
+Attention = Literal["pooled", "patch"]
+INPUT_CHANNELS = 11  # as assemble_input stacks them
+RESIDUAL_BLOCKS = 8
+DIVISOR = 16
+
+
+class GeneratorOutput(NamedTuple):
+    """What the generator predicts, each tuple ordered full, half and quarter size.
+
+    Attributes:
+        images: (B, 3, h, w) in [-1, 1].
+        gradients: (B, 6, h, w), Sobel gradients in the channel order of ``sobel_edges``, unbounded.
+    """
+
+    images: tuple[Tensor, Tensor, Tensor]
+    gradients: tuple[Tensor, Tensor, Tensor]
+
+
+class StructureStage(nn.Module):
+    """Attention, structure embedding and the two heads of one scale.
+
+    (B, C, h, w) -> features (B, C, h, w), embedding (B, C, h, w), image (B, 3, h, w), gradients (B, 6, h, w).
+    """
+
+    def __init__(self, channels: int, attention: Attention, head_norm: bool) -> None:
+        super().__init__()
+        self.attention = PooledAttention(channels) if attention == "pooled" else PatchAttention(channels)
+        self.embedding = ConvNorm(channels, channels, 5)
+        self.gradient_head = ConvNorm(channels, 6, 1, norm=head_norm, relu=False)
+        self.image_head = ConvNorm(channels, 3, 1, norm=head_norm, relu=False)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return attended features, structure embedding, image and gradients."""
+        x = self.attention(x)
+        embedding = self.embedding(x)
+        image = torch.tanh(self.image_head(embedding))
+        return x, embedding, image, self.gradient_head(embedding)
+
+
+class InpaintGenerator(Pretrained, nn.Module):
+    """Fill holes coarse to fine and predict image and gradients at three scales. 15.1 M parameters at width 64.
+
+    Convolutions start Glorot-uniform with zero bias, as TensorFlow's layers do by default; norms start at scale 1
+    and offset 0, attention at weight 0. Biases in front of a norm have no effect; they keep converted weights whole.
+
+    Args:
+        base_channels: Width c of the full-size features, at least 1; c, 2c and 4c at full, half and quarter size.
+        attention: ``"pooled"`` (the trained default) or ``"patch"``.
+        head_norm: True ends the heads in an instance norm, as the original system has it, which pins the mean and
+            contrast of every picture; False leaves it out and suits new training.
+
+    Raises:
+        ValueError: Another attention or a width below 1.
+    """
+
+    def __init__(self, base_channels: int = 64, attention: Attention = "pooled", head_norm: bool = True) -> None:
+        super().__init__()
+        if base_channels < 1:
+            raise ValueError(f"base_channels must be at least 1, got {base_channels}")
+        if attention not in get_args(Attention):
+            raise ValueError(f"attention must be one of {', '.join(get_args(Attention))}, got {attention!r}")
+        self._config = {"base_channels": base_channels, "attention": attention, "head_norm": head_norm}
+        full, half, quarter = base_channels, 2 * base_channels, 4 * base_channels
+        self.encoder = nn.Sequential(
+            ConvNorm(INPUT_CHANNELS, full, 7),
+            ConvNorm(full, half, 4, stride=2),
+            ConvNorm(half, quarter, 4, stride=2),
+        )
+        self.blocks = nn.Sequential(*(ResidualBlock(quarter) for _ in range(RESIDUAL_BLOCKS)))
+        self.stage_quarter = StructureStage(quarter, attention, head_norm)
+        self.up_half = UpConvNorm(2 * quarter, half, 4)
+        self.stage_half = StructureStage(half, attention, head_norm)
+        self.up_full = UpConvNorm(2 * half, full, 4)
+        self.stage_full = StructureStage(full, attention, head_norm)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The arguments that built this generator."""
+        return dict(self._config)
+
+    def forward(self, inputs: Tensor) -> GeneratorOutput:
+        """(B, 11, H, W) as ``assemble_input`` makes it -> images and gradients; H and W divisible by 16.
+
+        Raises:
+            ValueError: Another rank, number of channels or size.
+        """
+        _check(inputs)
+        x = self.blocks(self.encoder(inputs))
+        x, embedding, image_quarter, gradient_quarter = self.stage_quarter(x)
+        x = self.up_half(torch.cat([x, embedding], 1))
+        x, embedding, image_half, gradient_half = self.stage_half(x)
+        x = self.up_full(torch.cat([x, embedding], 1))
+        _, _, image_full, gradient_full = self.stage_full(x)
+        return GeneratorOutput(
+            (image_full, image_half, image_quarter), (gradient_full, gradient_half, gradient_quarter)
+        )
+
+
+def _check(inputs: Tensor) -> None:
+    if inputs.dim() != 4 or inputs.shape[1] != INPUT_CHANNELS:
+        raise ValueError(f"the generator wants (B, {INPUT_CHANNELS}, H, W), got {tuple(inputs.shape)}")
+    height, width = inputs.shape[-2:]
+    if height < DIVISOR or width < DIVISOR or height % DIVISOR or width % DIVISOR:
+        raise ValueError(f"the generator wants height and width divisible by {DIVISOR}, got {height} x {width}")

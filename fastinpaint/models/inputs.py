@@ -1,0 +1,54 @@
+"""What the generator sees of a picture with a hole."""
+
+import torch
+from torch import Tensor
+
+from fastinpaint.ops.canny import canny
+from fastinpaint.ops.sobel_edges import sobel_edges
+
+CANNY_SIGMA = 1.5  # pixels
+
+
+def assemble_input(image: Tensor, mask: Tensor, edges: Tensor | None = None) -> Tensor:
+    """Stack the known pixels, edges and gradients with the mask.
+
+    Channels: image * (1 - mask) (3); (1 - edges) * (1 - mask) + mask (1), so 0 on a known edge and 1 elsewhere;
+    mask (1); sobel_edges(image) * (1 - mask) (6).
+
+    Gradients and edges are taken of the whole image, so within a pixel (gradients) or a few (edges) of the hole they
+    depend on what the image holds inside it, as in the original system.
+
+    Args:
+        image: (B, 3, H, W) floating point in [-1, 1].
+        mask: (B, 1, H, W) or (1, 1, H, W), bool or floating point, 1 = hole.
+        edges: (B, 1, H, W) or (1, 1, H, W), bool or floating point, 1 = edge. None computes ``canny`` of
+            (image + 1) / 2 with sigma 1.5.
+
+    Returns:
+        (B, 11, H, W) in the dtype of ``image``.
+
+    Raises:
+        TypeError: ``image`` is no floating-point tensor.
+        ValueError: A wrong shape.
+    """
+    _check(image, mask, "mask")
+    if edges is None:
+        with torch.no_grad():
+            edges = canny((image + 1) / 2, sigma=CANNY_SIGMA)
+    else:
+        _check(image, edges, "edges")
+    mask = mask.to(image.dtype).expand(image.shape[0], -1, -1, -1)
+    known = 1 - mask
+    shown_edges = (1 - edges.to(image.dtype)) * known + mask
+    return torch.cat([image * known, shown_edges, mask, sobel_edges(image) * known], 1)
+
+
+def _check(image: Tensor, plane: Tensor, name: str) -> None:
+    if not isinstance(image, Tensor) or not image.is_floating_point():
+        raise TypeError(f"image must be a floating-point tensor, got {getattr(image, 'dtype', type(image))}")
+    if image.dim() != 4 or image.shape[1] != 3:
+        raise ValueError(f"image must be (B, 3, H, W), got {tuple(image.shape)}")
+    batch, _, height, width = image.shape
+    if plane.shape not in ((batch, 1, height, width), (1, 1, height, width)):
+        wanted = f"({batch} or 1, 1, {height}, {width})"
+        raise ValueError(f"{name} must be {wanted} for an image {tuple(image.shape)}, got {tuple(plane.shape)}")

@@ -1,0 +1,158 @@
+"""Layers of the generator; weights are kept in torch layout (out, in, k, k)."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastinpaint.ops.patch_attention import patch_attention
+from fastinpaint.ops.pooled_attention import pooled_attention
+
+NORM_EPS = 1e-6
+
+
+def init_convolution(convolution: nn.Conv2d | nn.ConvTranspose2d) -> None:
+    """Draw Glorot-uniform weights and zero the bias, the default of TensorFlow's layers."""
+    nn.init.xavier_uniform_(convolution.weight)
+    if convolution.bias is not None:
+        nn.init.zeros_(convolution.bias)
+
+
+class ConvNorm(nn.Module):
+    """Reflect padding by int(rate * (k - 1) / 2), convolution, instance norm, activation.
+
+    (B, in, H, W) -> (B, out, h, w); h = H for stride 1 and odd k, h = H / 2 for stride 2, even H and k of 3 or 4.
+
+    Args:
+        in_channels: Channels that come in.
+        out_channels: Channels that go out.
+        kernel_size: Side k in pixels.
+        stride: Step in pixels.
+        rate: Dilation in pixels.
+        norm: False leaves the instance norm out.
+        relu: False leaves the activation out.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        *,
+        stride: int = 1,
+        rate: int = 1,
+        norm: bool = True,
+        relu: bool = True,
+    ) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding=rate * (kernel_size - 1) // 2,
+            dilation=rate,
+            padding_mode="reflect",
+        )
+        self.norm = nn.InstanceNorm2d(out_channels, NORM_EPS, affine=True) if norm else None
+        self.relu = relu
+        init_convolution(self.convolution)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in, H, W) -> (B, out, h, w)."""
+        x = self.convolution(x)
+        if self.norm is not None:
+            x = self.norm(x)
+        return F.relu(x) if self.relu else x
+
+
+class UpConvNorm(nn.Module):
+    """Transposed convolution of stride 2, instance norm, ReLU: (B, in, H, W) -> (B, out, 2H, 2W).
+
+    The geometry is TensorFlow's SAME: what k > 2 writes beyond twice the size is cropped evenly, an odd pixel at
+    the end.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int) -> None:
+        super().__init__()
+        self.convolution = nn.ConvTranspose2d(
+            in_channels, out_channels, kernel_size, stride=2, padding=(kernel_size - 2) // 2
+        )
+        self.norm = nn.InstanceNorm2d(out_channels, NORM_EPS, affine=True)
+        init_convolution(self.convolution)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in, H, W) -> (B, out, 2H, 2W)."""
+        height, width = 2 * x.shape[-2], 2 * x.shape[-1]
+        return F.relu(self.norm(self.convolution(x)[..., :height, :width]))
+
+
+class ResidualBlock(nn.Module):
+    """x + norm(conv(relu(norm(conv of rate 2)))), no ReLU after the sum: (B, C, H, W) -> same."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.dilated = ConvNorm(channels, channels, 3, rate=2)
+        self.plain = ConvNorm(channels, channels, 3, relu=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        return x + self.plain(self.dilated(x))
+
+
+class PooledAttention(nn.Module):
+    """Attention of half-size positions over twice pooled keys, added with a learned scale that starts at 0.
+
+    (B, C, H, W) -> same; H and W divisible by 4. Width of queries, keys and values: max(C // 16, 1).
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        width = max(channels // 16, 1)
+        self.down = ConvNorm(channels, channels, 4, stride=2)
+        self.query = nn.Conv2d(channels, width, 1)
+        self.key = nn.Conv2d(channels, width, 1)
+        self.value = nn.Conv2d(channels, width, 1)
+        self.up = UpConvNorm(width, channels, 4)
+        self.gamma = nn.Parameter(torch.zeros(1))
+        for convolution in (self.query, self.key, self.value):
+            init_convolution(convolution)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        y = self.down(x)
+        query = self.query(y)  # (B, d, H / 2, W / 2)
+        key = F.max_pool2d(self.key(y), 2)  # (B, d, H / 4, W / 4)
+        value = F.max_pool2d(self.value(y), 2)
+        attended = pooled_attention(*(t.flatten(2).transpose(1, 2) for t in (query, key, value)))
+        attended = attended.transpose(1, 2).reshape(query.shape)
+        return x + self.gamma * self.up(attended)
+
+
+class PatchAttention(nn.Module):
+    """Attention over similar patches, added with a learned scale that starts at 0, then a 3 x 3 convolution.
+
+    (B, C, H, W) -> same; H and W even when scaling down. The last convolution pads with zeros and has no norm.
+
+    Args:
+        channels: C.
+        kernel_size: Side of a patch in pixels, odd.
+        stride: Distance of neighbouring keys in pixels.
+        down_scale: Attend at half size, as the generator does.
+    """
+
+    def __init__(self, channels: int, kernel_size: int = 3, stride: int = 2, *, down_scale: bool = True) -> None:
+        super().__init__()
+        self.kernel_size = kernel_size
+        self.stride = stride
+        self.down = ConvNorm(channels, channels, 3, stride=2) if down_scale else None
+        self.up = UpConvNorm(channels, channels, 3) if down_scale else None
+        self.gamma = nn.Parameter(torch.zeros(1))
+        self.out = nn.Conv2d(channels, channels, 3, padding=1)
+        init_convolution(self.out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        y = x if self.down is None else self.down(x)
+        y = patch_attention(y, kernel_size=self.kernel_size, stride=self.stride)
+        y = y if self.up is None else self.up(y)
+        return F.relu(self.out(x + self.gamma * y))

@@ -1,0 +1,122 @@
+"""VGG-19 features for the perceptual loss (Simonyan and Zisserman, configuration E)."""
+
+import pickle
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fastinpaint.checkpoint.files import PathLike, load_safetensors, require_file
+from fastinpaint.models.pretrained import load_exactly
+
+# Up to conv5_1, the deepest layer that the loss reads: (convolutions, width) of each block.
+BLOCKS = ((2, 64), (2, 128), (4, 256), (4, 512), (1, 512))
+
+
+def _layout() -> dict[str, tuple[int, int, int]]:
+    """Layer name -> (index among convolutions, activations and poolings, channels in, channels out)."""
+    layers, index, channels = {}, 0, 3
+    for block, (count, width) in enumerate(BLOCKS, 1):
+        for number in range(1, count + 1):
+            layers[f"conv{block}_{number}"] = (index, channels, width)
+            index, channels = index + 2, width
+        index += 1
+    return layers
+
+
+CONVOLUTIONS = _layout()
+TAPS = tuple(index + 1 for name, (index, _, _) in CONVOLUTIONS.items() if name.endswith("_1"))  # the relus
+
+
+class VGG19Features(nn.Module):
+    """relu1_1, relu2_1, relu3_1, relu4_1 and relu5_1 of VGG-19 with max pooling.
+
+    (B, 3, H, W), H and W at least 16, -> maps of 64, 128, 256, 512, 512 channels at H, H / 2, H / 4, H / 8, H / 16
+    (rounded down). The RGB image in [-1, 1] goes in as it is: like the original system, no mean is subtracted. The
+    weights are frozen; the gradient reaches the image only. State dict keys are those of torchvision's vgg19.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for name, (_, incoming, outgoing) in CONVOLUTIONS.items():
+            if name.endswith("_1") and layers:
+                layers.append(nn.MaxPool2d(2))
+            layers += [nn.Conv2d(incoming, outgoing, 3, padding=1), nn.ReLU(inplace=True)]
+        self.features = nn.Sequential(*layers)
+        self.requires_grad_(False)
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        """(B, 3, H, W) in [-1, 1] -> five feature maps, shallow to deep."""
+        maps = []
+        x = image
+        for index, layer in enumerate(self.features):
+            x = layer(x)
+            if index in TAPS:
+                maps.append(x)
+        return tuple(maps)
+
+    @classmethod
+    def from_file(cls, path: PathLike) -> "VGG19Features":
+        """Load weights; deeper layers that a full file also holds are passed over.
+
+        Args:
+            path: ``.mat``, MatConvNet's imagenet-vgg-verydeep-19; ``.pth``/``.pt`` or ``.safetensors``, a state dict
+                with torchvision's keys (``features.0.weight``, ...). Pickles are read with ``weights_only=True``.
+                Weights must suit the input, which is RGB: MatConvNet's expect [0, 255] minus a mean and
+                torchvision's [0, 1] normalised, yet the original system feeds [-1, 1] to the former.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            ValueError: A damaged file, another suffix, or not the weights of VGG-19.
+        """
+        path = require_file(path, "VGG-19 weight file")
+        readers = {".mat": _read_matconvnet, ".pth": _read_pickle, ".pt": _read_pickle}
+        readers[".safetensors"] = load_safetensors
+        if path.suffix.lower() not in readers:
+            raise ValueError(f"VGG-19 weights must be one of {', '.join(readers)}, got {path}")
+        tensors = readers[path.suffix.lower()](path)
+        model = cls()
+        wanted = model.state_dict().keys()
+        missing = wanted - tensors.keys()
+        if missing:
+            raise ValueError(f"{path} does not hold VGG-19: missing {', '.join(sorted(missing)[:4])}")
+        load_exactly(model, {name: tensors[name] for name in wanted}, str(path))
+        return model.eval()
+
+
+def _read_pickle(path: Path) -> dict[str, Tensor]:
+    try:
+        tensors = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} is not a file of plain tensors: {error}") from error
+    if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
+        raise ValueError(f"{path} must hold a state dict, got {type(tensors).__name__}")
+    return tensors
+
+
+def _read_matconvnet(path: Path) -> dict[str, Tensor]:
+    """Read ``layers`` by layer name; kernels are stored (width, height, in, out), biases (1, out)."""
+    from scipy.io import loadmat
+
+    try:
+        layers = loadmat(path, simplify_cells=True)["layers"]
+        by_name = {layer["name"]: _weights(layer) for layer in layers if layer["name"] in CONVOLUTIONS}
+    except (ValueError, TypeError, KeyError, IndexError, NotImplementedError, OSError, EOFError) as error:
+        raise ValueError(f"{path} is not a MatConvNet network: {error!r}") from error
+    tensors = {}
+    for name, (kernel, bias) in by_name.items():
+        target = f"features.{CONVOLUTIONS[name][0]}"
+        if kernel.ndim != 4:
+            raise ValueError(f"{path}: {name} must be (width, height, in, out), got {kernel.shape}")
+        tensors[f"{target}.weight"] = torch.from_numpy(np.array(kernel.transpose(3, 2, 1, 0), np.float32, order="C"))
+        tensors[f"{target}.bias"] = torch.from_numpy(np.array(bias, np.float32).reshape(-1))
+    return tensors
+
+
+def _weights(layer: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Kernel and bias of a layer: one cell in newer files, two fields in the oldest."""
+    kernel, bias = layer["weights"] if "weights" in layer else (layer["filters"], layer["biases"])
+    return np.asarray(kernel), np.asarray(bias)
