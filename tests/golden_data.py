@@ -1,5 +1,6 @@
 """Outputs of the original system, and how they are compared."""
 
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -23,3 +24,28 @@ def nchw(array: np.ndarray) -> Tensor:
 def relative_error(found: Tensor, wanted: Tensor) -> float:
     """Relative L2 error."""
     return ((found - wanted).norm() / wanted.norm()).item()
+
+
+CHECKPOINT = FOLDER / "tf_checkpoint_w16" / "InpaintModel.model-7"
+
+
+def parameter(array: np.ndarray) -> Tensor:
+    """A variable in torch layout: kernels (kh, kw, in, out) -> (out, in, kh, kw), or with in and out swapped."""
+    return torch.from_numpy(array.transpose(3, 2, 0, 1).copy() if array.ndim == 4 else array)
+
+
+def load_golden(layer: torch.nn.Module, arrays: dict[str, np.ndarray], names: dict[str, str]) -> None:
+    """Give ``layer`` its golden weights; ``names`` maps each entry of its state dict to a variable."""
+    layer.load_state_dict({target: parameter(arrays[f"w:op/{source}"]) for target, source in names.items()})
+
+
+def drawn(name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """The draw that stands for a stored weight of VGG-19, float32."""
+    seed = zlib.crc32(f"{name}|0".encode())
+    return np.random.RandomState(seed).standard_normal(shape).astype(np.float32)
+
+
+def drawn_vgg_layer(name: str, incoming: int, outgoing: int) -> tuple[np.ndarray, np.ndarray]:
+    """Kernel (width, height, in, out) and bias (1, out) of one convolution, as a MatConvNet file stores them."""
+    scale = np.float32(np.sqrt(2 / (9 * incoming)))
+    return drawn(f"{name}/weights", (3, 3, incoming, outgoing)) * scale, 0.05 * drawn(f"{name}/bias", (1, outgoing))

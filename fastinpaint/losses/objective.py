@@ -174,7 +174,7 @@ class InpaintObjective(nn.Module):
         table = weights.structure * structure_loss_terms(
             image, output.gradients, edges=maps, edge_alpha=weights.edge_alpha, grad_alpha=weights.grad_alpha
         )
-        terms = {}
+        terms: dict[str, Tensor] = {}
         for column, (name, alpha) in enumerate((("edge", weights.edge_alpha), ("gradient", weights.grad_alpha))):
             if alpha:
                 terms |= {f"{name}_{scale}": table[row, column] for row, scale in enumerate(SCALES)}

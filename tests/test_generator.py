@@ -1,0 +1,177 @@
+import json
+
+import pytest
+import torch
+
+from fastinpaint.checkpoint.tensorflow import read_tf_checkpoint
+from fastinpaint.models.from_tensorflow import generator_from_tf
+from fastinpaint.models.generator import InpaintGenerator
+from fastinpaint.models.inputs import assemble_input
+from fastinpaint.ops.canny import canny
+from tests.golden_data import CHECKPOINT, golden, nchw, relative_error
+from tests.tolerances import TOLERANCES
+
+
+def random_input(height=32, width=48, batch=2):
+    image = torch.rand(batch, 3, height, width) * 2 - 1
+    mask = torch.zeros(1, 1, height, width)
+    mask[..., 4:14, 6:20] = 1
+    return assemble_input(image, mask, torch.zeros(batch, 1, height, width))
+
+
+def flat(output):
+    return torch.cat([part.flatten() for part in (*output.images, *output.gradients)])
+
+
+def test_outputs_at_all_scales_against_the_original():
+    arrays = golden("generator_w16")
+    image, mask, edges = (nchw(arrays[name]) for name in ("image", "mask", "edge"))
+    inputs = assemble_input(image, mask, edges)
+    assert relative_error(inputs[:, 5:], nchw(arrays["gradient"]) * (1 - mask)) < TOLERANCES["input"]
+    with torch.no_grad():
+        output = generator_from_tf(read_tf_checkpoint(CHECKPOINT))(inputs)
+    for scale, found_image, found_gradient in zip(("full", "half", "quarter"), *output, strict=True):
+        assert relative_error(found_image, nchw(arrays[f"image_{scale}"])) < TOLERANCES["generator"]
+        assert relative_error(found_gradient, nchw(arrays[f"gradient_{scale}"])) < TOLERANCES["generator"]
+
+
+def test_original_width_has_the_original_number_of_parameters():
+    with torch.device("meta"):
+        count = sum(parameter.numel() for parameter in InpaintGenerator().parameters())
+    assert count == 15_089_000
+
+
+@pytest.mark.parametrize("attention", ["pooled", "patch"])
+@pytest.mark.parametrize(("width", "size"), [(1, (16, 16)), (3, (16, 48)), (8, (64, 32))])
+def test_any_width_and_any_size_divisible_by_16(attention, width, size):
+    generator = InpaintGenerator(width, attention, head_norm=False)
+    images, gradients = generator(random_input(*size))
+    for divisor, image, gradient in zip((1, 2, 4), images, gradients, strict=True):
+        assert image.shape == (2, 3, size[0] // divisor, size[1] // divisor)
+        assert gradient.shape == (2, 6, size[0] // divisor, size[1] // divisor)
+        assert image.abs().max() <= 1
+
+
+def test_head_norm_pins_the_mean_and_its_absence_frees_it():
+    inputs = random_input()
+    pinned = torch.atanh(InpaintGenerator(4)(inputs).images[0].double()).mean((2, 3))
+    free = torch.atanh(InpaintGenerator(4, head_norm=False)(inputs).images[0].double()).mean((2, 3))
+    assert pinned.abs().max() < 1e-4
+    assert free.abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((1, 11, 40, 32), "divisible by 16, got 40 x 32"),
+        ((1, 11, 0, 32), "divisible by 16, got 0 x 32"),
+        ((1, 10, 32, 32), r"\(B, 11, H, W\), got \(1, 10, 32, 32\)"),
+        ((11, 32, 32), r"\(B, 11, H, W\)"),
+    ],
+)
+def test_wrong_inputs_are_named(shape, message):
+    with pytest.raises(ValueError, match=message):
+        InpaintGenerator(1)(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("options", [{"base_channels": 0}, {"attention": "dot"}])
+def test_wrong_options_are_named(options):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        InpaintGenerator(**options)
+
+
+@pytest.mark.parametrize("attention", ["pooled", "patch"])
+def test_channels_last_and_autocast_agree_with_plain_float32(attention):
+    generator, inputs = InpaintGenerator(8, attention).eval(), random_input()
+    for stage in (generator.stage_quarter, generator.stage_half, generator.stage_full):
+        torch.nn.init.ones_(stage.attention.gamma)
+    with torch.no_grad():
+        wanted = flat(generator(inputs))
+        # Sums in another order; through patch attention's steep softmax they grow.
+        channels_last = generator.to(memory_format=torch.channels_last)
+        assert relative_error(flat(channels_last(inputs.to(memory_format=torch.channels_last))), wanted) < 1e-3
+        with torch.autocast("cpu", torch.bfloat16):
+            narrow = flat(generator(inputs)).float()
+    assert relative_error(narrow, wanted) < 0.2  # bfloat16 carries 8 bits through 40 layers
+    assert narrow.isfinite().all()
+
+
+def test_bfloat16_autocast_trains():
+    generator = InpaintGenerator(4)
+    with torch.autocast("cpu", torch.bfloat16):
+        output = generator(random_input())
+    flat(output).float().square().mean().backward()
+    assert all(p.grad.isfinite().all() for p in generator.parameters())
+
+
+def test_traces_into_one_graph_and_exports():
+    generator, inputs = InpaintGenerator(2).eval(), random_input(32, 32)
+    traced = torch.compile(generator, backend="eager", fullgraph=True)
+    exported = torch.export.export(generator, (inputs,)).module()
+    with torch.no_grad():
+        wanted = flat(generator(inputs))
+        assert torch.allclose(flat(traced(inputs)), wanted, atol=1e-6)
+        assert torch.allclose(flat(exported(inputs)), wanted, atol=1e-6)
+
+
+def test_pretrained_round_trip(tmp_path):
+    generator, inputs = InpaintGenerator(3, "patch", head_norm=False).eval(), random_input()
+    generator.save_pretrained(tmp_path / "model")
+    loaded = InpaintGenerator.from_pretrained(tmp_path / "model")
+    assert loaded.config == generator.config
+    assert not loaded.training
+    assert torch.equal(flat(loaded(inputs)), flat(generator(inputs)))
+
+
+def test_pretrained_folders_of_other_models_are_refused(tmp_path):
+    InpaintGenerator(2).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    for changes, message in (
+        ({"model": "PatchDiscriminator"}, "'InpaintGenerator', got 'PatchDiscriminator'"),
+        ({"base_channels": 4}, "does not fit"),
+        ({"depth": 3}, "depth"),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps(config | changes))
+        with pytest.raises(ValueError, match=message):
+            InpaintGenerator.from_pretrained(tmp_path)
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"config\.json"):
+        InpaintGenerator.from_pretrained(tmp_path)
+
+
+def test_input_channels():
+    image = torch.rand(2, 3, 16, 16) * 2 - 1
+    mask = torch.zeros(2, 1, 16, 16)
+    mask[..., 4:8, 4:8] = 1
+    edges = torch.zeros(2, 1, 16, 16, dtype=torch.bool)
+    edges[..., 6, :] = True
+    inputs = assemble_input(image, mask, edges)
+    assert torch.equal(inputs[:, :3], image * (1 - mask))
+    assert (inputs[:, 3, 6, :4] == 0).all()
+    assert (inputs[:, 3, 6, 4:8] == 1).all()
+    assert (inputs[:, 3, 5] == 1).all()
+    assert torch.equal(inputs[:, 4:5], mask)
+    assert (inputs[:, 5:, 4:8, 4:8] == 0).all()
+
+
+def test_input_without_edges_runs_canny_on_the_unit_range_and_a_shared_mask_is_spread():
+    image = torch.nn.functional.interpolate(torch.rand(2, 3, 4, 4) * 2 - 1, size=(48, 32))
+    mask = torch.zeros(1, 1, 48, 32)
+    found = assemble_input(image, mask)
+    edges = canny((image + 1) / 2, sigma=1.5)
+    assert edges.any()
+    assert torch.equal(found, assemble_input(image, mask.expand(2, -1, -1, -1), edges))
+
+
+@pytest.mark.parametrize(
+    ("image", "mask", "error"),
+    [
+        (torch.zeros(2, 3, 16, 16, dtype=torch.uint8), torch.zeros(2, 1, 16, 16), TypeError),
+        (torch.zeros(2, 4, 16, 16), torch.zeros(2, 1, 16, 16), ValueError),
+        (torch.zeros(2, 3, 16, 16), torch.zeros(2, 1, 16, 8), ValueError),
+        (torch.zeros(2, 3, 16, 16), torch.zeros(3, 1, 16, 16), ValueError),
+    ],
+)
+def test_wrong_input_parts_are_named(image, mask, error):
+    with pytest.raises(error, match="must be"):
+        assemble_input(image, mask)
