@@ -33,8 +33,8 @@ inline void check_size(const Tensor& tensor, int64_t axis, int64_t size, const c
 }
 
 inline void check_type(const Tensor& tensor, ScalarType type, const char* name) {
-  STD_TORCH_CHECK(tensor.scalar_type() == type, name, " must be ", torch::headeronly::toString(type), ", got ",
-                  torch::headeronly::toString(tensor.scalar_type()));
+  STD_TORCH_CHECK(tensor.scalar_type() == type, name, " must be ", torch::headeronly::toString(type),
+                  ", got ", torch::headeronly::toString(tensor.scalar_type()));
 }
 
 inline void check_cpu(const Tensor& tensor, const char* name) {

@@ -7,7 +7,8 @@
 
 STABLE_TORCH_LIBRARY(fastinpaint, m) {
   m.def("cpu_isa() -> str");
-  m.def("canny(Tensor image, float sigma, float low_threshold, float high_threshold, Tensor? mask) -> Tensor");
+  m.def(
+      "canny(Tensor image, float sigma, float low_threshold, float high_threshold, Tensor? mask) -> Tensor");
 }
 
 namespace {
@@ -24,6 +25,7 @@ STABLE_TORCH_LIBRARY_IMPL(fastinpaint, CompositeExplicitAutograd, m) {
 
 // `import fastinpaint._C` loads the library; loading it registers the operators. The module itself is empty.
 extern "C" __attribute__((visibility("default"))) PyObject* PyInit__C(void) {
-  static PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
+  static PyModuleDef module = {
+      PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
   return PyModule_Create(&module);
 }
