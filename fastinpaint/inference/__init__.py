@@ -1,0 +1,1 @@
+"""Filling holes in pictures with a trained generator."""

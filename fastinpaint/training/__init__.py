@@ -1,0 +1,1 @@
+"""Training: options, the update of both networks, and the loop around it."""
