@@ -1,0 +1,64 @@
+"""Training against the clock."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NoReturn
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from fastinpaint.training.learner import Learner
+
+_WARMUP = 0.02  # part of the time
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What training did: updates, images per second, and the losses of every update."""
+
+    steps: int
+    images_per_second: float
+    losses: list[dict[str, float]]
+
+
+def train_for(
+    learner: Learner, batches: Iterator[tuple[Tensor, Tensor]], seconds: float, learning_rate: float
+) -> Lesson:
+    """Train until the time is over, at least one update; the learning rate rises and falls with the time spent.
+
+    Raises:
+        FloatingPointError: The loss is no longer finite.
+    """
+    rows: list[dict[str, Tensor]] = []
+    images = 0
+    start = time.perf_counter()
+    with tqdm(total=seconds, bar_format="{l_bar}{bar}| {n:.0f}/{total:.0f} s {postfix}") as bar:
+        while not rows or time.perf_counter() - start < seconds:
+            learner.set_learning_rate(learning_rate * _pace((time.perf_counter() - start) / seconds))
+            image, mask = (tensor.to(learner.device) for tensor in next(batches))
+            rows.append(learner.update(image, mask))
+            images += len(image)
+            if len(rows) % 10 == 1:
+                elapsed = time.perf_counter() - start
+                bar.n = min(elapsed, seconds)
+                _show(bar, images / elapsed, rows[-1])
+        elapsed = time.perf_counter() - start
+    losses = [{name: float(value) for name, value in row.items()} for row in rows]
+    return Lesson(len(rows), images / elapsed, losses)
+
+
+def _pace(part: float) -> float:
+    """Factor on the learning rate at this part of the time: a short rise, then half a cosine."""
+    return min(part / _WARMUP + 0.01, 1.0) * 0.5 * (1 + math.cos(math.pi * min(part, 1.0)))
+
+
+def _show(bar: tqdm[NoReturn], speed: float, row: dict[str, Tensor]) -> None:
+    if not torch.isfinite(row["total"]):
+        raise FloatingPointError("the demo's loss is no longer finite")
+    shown = " ".join(f"{name} {float(row[name]):.3f}" for name in ("l1_hole", "l1_valid", "total"))
+    bar.set_postfix_str(f"{speed:.1f} images/s {shown}")
