@@ -7,7 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastinpaint.models.vgg import CONVOLUTIONS, VGG19Features
+
 FOLDER = Path(__file__).parent / "golden"
+CHECKPOINT = FOLDER / "tf_checkpoint_w16" / "InpaintModel.model-7"
 
 
 def golden(name: str) -> dict[str, np.ndarray]:
@@ -24,9 +27,6 @@ def nchw(array: np.ndarray) -> Tensor:
 def relative_error(found: Tensor, wanted: Tensor) -> float:
     """Relative L2 error."""
     return ((found - wanted).norm() / wanted.norm()).item()
-
-
-CHECKPOINT = FOLDER / "tf_checkpoint_w16" / "InpaintModel.model-7"
 
 
 def parameter(array: np.ndarray) -> Tensor:
@@ -49,3 +49,15 @@ def drawn_vgg_layer(name: str, incoming: int, outgoing: int) -> tuple[np.ndarray
     """Kernel (width, height, in, out) and bias (1, out) of one convolution, as a MatConvNet file stores them."""
     scale = np.float32(np.sqrt(2 / (9 * incoming)))
     return drawn(f"{name}/weights", (3, 3, incoming, outgoing)) * scale, 0.05 * drawn(f"{name}/bias", (1, outgoing))
+
+
+def golden_vgg() -> VGG19Features:
+    """VGG-19 with the drawn weights."""
+    state = {}
+    for name, (index, incoming, outgoing) in CONVOLUTIONS.items():
+        kernel, bias = drawn_vgg_layer(name, incoming, outgoing)
+        state[f"features.{index}.weight"] = torch.from_numpy(kernel.transpose(3, 2, 1, 0).copy())
+        state[f"features.{index}.bias"] = torch.from_numpy(bias[0])
+    features = VGG19Features()
+    features.load_state_dict(state)
+    return features

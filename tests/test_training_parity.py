@@ -15,26 +15,14 @@ from fastinpaint.models.from_tensorflow import (
     generator_from_tf,
 )
 from fastinpaint.models.inputs import assemble_input
-from fastinpaint.models.vgg import CONVOLUTIONS, VGG19Features
-from tests.golden_data import CHECKPOINT, drawn_vgg_layer, golden, nchw
+from tests.golden_data import CHECKPOINT, golden, golden_vgg, nchw
 from tests.tolerances import TOLERANCES
 
 SIZES = {"full": 256, "half": 128, "quarter": 64}
 
 
 @pytest.fixture(scope="module")
-def vgg():
-    features, state = VGG19Features(), {}
-    for name, (index, incoming, outgoing) in CONVOLUTIONS.items():
-        kernel, bias = drawn_vgg_layer(name, incoming, outgoing)
-        state[f"features.{index}.weight"] = torch.from_numpy(kernel.transpose(3, 2, 1, 0).copy())
-        state[f"features.{index}.bias"] = torch.from_numpy(bias[0])
-    features.load_state_dict(state)
-    return features
-
-
-@pytest.fixture(scope="module")
-def step(vgg):
+def step():
     """Terms of both networks and the gradient norm of every variable after one backward each."""
     wanted = golden("training_losses_w16")
     image = nchw(wanted["image_u8"].astype(np.float32) / 127.5 - 1)
@@ -42,7 +30,7 @@ def step(vgg):
     edges = [_unpacked(wanted[f"edge_{size}"], size) for size in SIZES.values()]
     variables = read_tf_checkpoint(CHECKPOINT)
     generator, discriminator = generator_from_tf(variables), discriminator_from_tf(variables)
-    objective = InpaintObjective(dataclasses.replace(LossWeights(), total_variation=0.1), vgg)
+    objective = InpaintObjective(dataclasses.replace(LossWeights(), total_variation=0.1), golden_vgg())
     output = generator(assemble_input(image, mask, edges[0]))
     terms = objective.generator_terms(image, mask, output, discriminator, edges)
     terms["total"].backward()

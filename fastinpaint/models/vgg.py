@@ -103,8 +103,17 @@ def _read_matconvnet(path: Path) -> dict[str, Tensor]:
 
     try:
         layers = loadmat(path, simplify_cells=True)["layers"]
-        by_name = {layer["name"]: _weights(layer) for layer in layers if layer["name"] in CONVOLUTIONS}
-    except (ValueError, TypeError, KeyError, IndexError, NotImplementedError, OSError, EOFError) as error:
+        by_name = {layer["name"]: _weights(layer) for layer in layers if layer.get("name") in CONVOLUTIONS}
+    except (
+        ValueError,
+        TypeError,
+        AttributeError,
+        KeyError,
+        IndexError,
+        NotImplementedError,
+        OSError,
+        EOFError,
+    ) as error:
         raise ValueError(f"{path} is not a MatConvNet network: {error!r}") from error
     tensors = {}
     for name, (kernel, bias) in by_name.items():
