@@ -1,0 +1,58 @@
+"""A list of files of which some may turn out unreadable: they are named, counted and skipped."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Generic, TypeVar
+
+import torch
+
+T = TypeVar("T")
+
+
+class ReadableFiles(Generic[T]):
+    """Files by number; an unreadable one is replaced by the next readable one, in the order of the list.
+
+    Which files are unreadable is known to all worker processes of a DataLoader and to the process that started
+    them, so the count is complete everywhere and each file is warned about once.
+
+    Args:
+        paths: the files.
+        read: reads one; raises ValueError or OSError for an unreadable one.
+        cache: keep what was read in the memory of each process.
+    """
+
+    def __init__(self, paths: Sequence[Path], read: Callable[[Path], T], *, cache: bool = False) -> None:
+        self.paths = list(paths)
+        self._read = read
+        self._cache: dict[int, T] | None = {} if cache else None
+        self._damaged = torch.zeros(len(self.paths), dtype=torch.bool).share_memory_()
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    @property
+    def unreadable(self) -> list[Path]:
+        """The files that were found unreadable so far."""
+        return [self.paths[number] for number in self._damaged.nonzero().flatten().tolist()]
+
+    def read(self, index: int) -> T:
+        """Return file number ``index``, or the next readable one. Raises ValueError when there is none at all."""
+        for offset in range(len(self.paths)):
+            number = (index + offset) % len(self.paths)
+            if not self._damaged[number]:
+                try:
+                    return self._read_one(number)
+                except (ValueError, OSError) as error:
+                    self._damaged[number] = True
+                    warnings.warn(f"skipped an unreadable file: {error}", RuntimeWarning, stacklevel=2)
+        raise ValueError(f"none of {len(self.paths)} files could be read, the first of them {self.paths[0]}")
+
+    def _read_one(self, number: int) -> T:
+        if self._cache is None:
+            return self._read(self.paths[number])
+        if number not in self._cache:
+            self._cache[number] = self._read(self.paths[number])
+        return self._cache[number]
