@@ -42,6 +42,11 @@ def _native_reason(op: str, device_types: tuple[str, ...]) -> str | None:
     return _native_gap(op, device_types[0])
 
 
+def cpu_isa() -> str | None:
+    """Name the instruction set that the extension's CPU kernels run on; None without the extension."""
+    return str(torch.ops.fastinpaint.cpu_isa()) if NATIVE_ERROR is None else None
+
+
 def native_reason(op: str, *tensors: torch.Tensor) -> str | None:
     """Say why ``fastinpaint::op`` of the extension cannot take these tensors; None when it can."""
     return _native_reason(op, tuple(tensor.device.type for tensor in tensors))
