@@ -1,0 +1,184 @@
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import fastinpaint
+from fastinpaint.cli import COMMANDS, main
+from fastinpaint.inference.inpainter import Inpainter
+from fastinpaint.models.discriminator import PatchDiscriminator
+from fastinpaint.models.generator import InpaintGenerator
+from fastinpaint.training.config import TrainConfig
+from tests.golden_data import CHECKPOINT, golden, nchw, relative_error
+
+
+@pytest.fixture
+def model(tmp_path):
+    folder = tmp_path / "model"
+    InpaintGenerator(2, head_norm=False).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def photo(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 48, 3), dtype=np.uint8)
+    hole = np.zeros((32, 48), np.uint8)
+    hole[8:20, 10:30] = 255
+    Image.fromarray(pixels).save(tmp_path / "photo.png")
+    Image.fromarray(hole).save(tmp_path / "mask.png")
+    return tmp_path
+
+
+def test_help_needs_no_torch():
+    code = (
+        "import sys, fastinpaint.cli\n"
+        "try: fastinpaint.cli.main(['--help'])\n"
+        "except SystemExit as error: assert not error.code\n"
+        "assert not {'torch', 'numpy', 'cv2', 'yaml'} & set(sys.modules)"
+    )
+    found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert all(name in found.stdout for name in COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(command, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main([command, "--help"])
+    assert ended.value.code == 0
+    assert "usage: fastinpaint " + command in capsys.readouterr().out
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert fastinpaint.__version__ in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "required: COMMAND"),
+        (["fill"], "invalid choice: 'fill'"),
+        (["inpaint", "--model", "m"], "required: --image, --mask, --output"),
+        (["masks", "--output", "m", "--count", "none"], "argument --count: invalid int value: 'none'"),
+        (["demo", "--seconds", "0"], "argument --seconds: must be above 0"),
+        (["train", "--learning-rat", "1"], "unrecognized arguments: --learning-rat 1"),
+    ],
+)
+def test_wrong_arguments_exit_with_2_in_one_line(arguments, message, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.startswith("fastinpaint")
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train"], "option data is required"),
+        (["train", "--data", "absent", "--batch-size", "two"], "option batch_size must be int, got 'two'"),
+        (["train", "--data", "absent", "--losses.style=-1"], "loss weight style must be at least 0"),
+        (["train", "--config", "absent.yaml"], "no configuration file at absent.yaml"),
+        (["inpaint", "--model", "absent", "--image", "a", "--mask", "b", "--output", "c"], "absent"),
+        (["convert", "absent", "out"], "absent"),
+    ],
+)
+def test_errors_of_users_are_one_line_without_a_trace(arguments, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("fastinpaint: error: ")
+    assert error.count("\n") == 1
+    assert message in error
+
+
+class TestTrain:
+    def test_printed_config_is_read_back(self, tmp_path, capsys):
+        assert main(["train", "--print-config", "--masks.brush-width", "[3, 5]", "--learning-rate", "1e-4"]) == 0
+        path = tmp_path / "options.yaml"
+        path.write_text(capsys.readouterr().out)
+        config = TrainConfig.from_yaml(path)
+        assert config.masks.brush_width == (3, 5)
+        assert config.learning_rate == 1e-4
+        assert config.steps == TrainConfig().steps
+
+    def test_flags_come_on_top_of_the_file(self, photo, capsys):
+        (photo / "options.yaml").write_text(
+            f"data: {photo / 'photo.png'}\noutput: {photo / 'run'}\nimage_size: 32\nbase_channels: 2\nsteps: 900\n"
+            "losses: {adversarial: 0, content: 0, style: 0}\ndevice: cpu\nworkers: 0\n"
+        )
+        arguments = ["train", "--config", str(photo / "options.yaml"), "--batch-size", "1"]
+        assert main([*arguments, "--steps", "1"]) == 0
+        assert str(photo / "run" / "model") in capsys.readouterr().out
+        InpaintGenerator.from_pretrained(photo / "run" / "model")
+        assert main([*arguments, "--steps", "2"]) == 1
+        assert "--resume" in capsys.readouterr().err
+        assert main([*arguments, "--steps", "2", "--resume"]) == 0
+
+
+class TestInpaint:
+    def arguments(self, model, folder, **changes):
+        names = {"model": model, "image": folder / "photo.png", "mask": folder / "mask.png"}
+        names |= {"output": folder / "filled.png"} | changes
+        return ["inpaint", "--device", "cpu", *(str(v) for k, value in names.items() for v in (f"--{k}", value))]
+
+    def test_file(self, model, photo, capsys):
+        assert main(self.arguments(model, photo)) == 0
+        assert "1 written, 0 failed" in capsys.readouterr().out
+        before, after, mask = (np.asarray(Image.open(photo / f"{n}.png")) for n in ("photo", "filled", "mask"))
+        np.testing.assert_array_equal(after[mask == 0], before[mask == 0])
+        wanted = Inpainter.from_pretrained(model, "cpu")(before, mask)
+        np.testing.assert_array_equal(after, wanted)
+
+    def test_failures_are_named_and_counted(self, model, photo, capsys):
+        (photo / "broken.png").write_bytes(b"no image")
+        arguments = self.arguments(model, photo, image=photo, output=photo / "filled")
+        assert main(arguments) == 1
+        streams = capsys.readouterr()
+        assert "broken.png" in streams.err
+        assert "2 written, 1 failed" in streams.out
+
+
+class TestConvert:
+    def test_generator_agrees_with_the_original(self, tmp_path, capsys):
+        assert main(["convert", str(CHECKPOINT), str(tmp_path / "model")]) == 0
+        assert "InpaintGenerator written" in capsys.readouterr().out
+        generator = InpaintGenerator.from_pretrained(tmp_path / "model")
+        arrays = golden("generator_w16")
+        image, mask = nchw(arrays["image"]), nchw(arrays["mask"])
+        with torch.no_grad():
+            output = generator(fastinpaint.assemble_input(image, mask, nchw(arrays["edge"])))
+        for scale, name in enumerate(("full", "half", "quarter")):
+            assert relative_error(output.images[scale], nchw(arrays[f"image_{name}"])) <= 1e-4
+            assert relative_error(output.gradients[scale], nchw(arrays[f"gradient_{name}"])) <= 1e-4
+
+    def test_discriminator_agrees_with_the_original(self, tmp_path):
+        assert main(["convert", str(CHECKPOINT), str(tmp_path / "model"), "--discriminator"]) == 0
+        arrays = golden("generator_w16")
+        with torch.no_grad():
+            logits = PatchDiscriminator.from_pretrained(tmp_path / "model")(nchw(arrays["image"]))
+        assert relative_error(logits, nchw(arrays["discriminator"])) <= 1e-4
+
+
+def test_masks(tmp_path, capsys):
+    arguments = ["masks", "--output", str(tmp_path / "m"), "--count", "3", "--size", "20", "30", "--seed", "4"]
+    assert main(arguments) == 0
+    files = sorted((tmp_path / "m").iterdir())
+    masks = [np.asarray(Image.open(path)) for path in files]
+    assert len(masks) == 3
+    assert all(mask.shape == (20, 30) and set(np.unique(mask)) == {0, 255} for mask in masks)
+    assert main(arguments) == 1
+    assert "--overwrite" in capsys.readouterr().err
+    assert main([*arguments, "--overwrite"]) == 0
+    assert all((np.asarray(Image.open(path)) == mask).all() for path, mask in zip(files, masks, strict=True))
+
+
+def test_info_runs_as_a_module():
+    found = subprocess.run([sys.executable, "-m", "fastinpaint", "info"], check=True, capture_output=True, text=True)
+    assert "operators" in found.stdout
