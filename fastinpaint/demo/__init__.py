@@ -9,7 +9,7 @@ import torch
 
 from fastinpaint.demo.learning import train_for
 from fastinpaint.demo.photographs import SEEN, UNSEEN, draw_cases, load_photographs, training_batches
-from fastinpaint.demo.report import draw_contact_sheet, draw_losses, write_report
+from fastinpaint.demo.report import draw_contact_sheet, write_losses, write_report
 from fastinpaint.demo.scores import compare, milliseconds_per_image
 from fastinpaint.inference.inpainter import Inpainter
 from fastinpaint.losses.objective import InpaintObjective, LossWeights
@@ -31,6 +31,7 @@ class DemoSettings:
     betas: tuple[float, float] = (0.9, 0.99)
     holes_per_photograph: int = 6
     sheet_rows: int = 4  # of each group
+    updates: int | None = None  # train for so many updates, whatever time they take
 
 
 def run_demo(
@@ -55,7 +56,7 @@ def run_demo(
         settings: Sizes and rates.
 
     Returns:
-        What was written: ``contact_sheet``, ``losses``, ``report`` and ``model``.
+        What was written: ``contact_sheet``, ``losses``, ``metrics``, ``report`` and ``model``.
 
     Raises:
         ImportError: scikit-image, whose photographs are used, is not installed.
@@ -67,11 +68,12 @@ def run_demo(
     learner = _build(settings, place, seed)
     print(f"training on {', '.join(SEEN)} for {seconds:.0f} s on {place}")
     batches = training_batches(seen, settings.batch_size, settings.size, seed)
-    lesson = train_for(learner, batches, seconds, settings.learning_rate)
+    lesson = train_for(learner, batches, settings.learning_rate, seconds, settings.updates)
 
     paths = {
         "contact_sheet": output / "contact_sheet.png",
         "losses": output / "losses.png",
+        "metrics": output / "metrics.jsonl",
         "report": output / "report.md",
         "model": output / "model",
     }
@@ -83,7 +85,7 @@ def run_demo(
     ]
     scores = [compare(inpainter, cases) for cases in judged]
     speed = milliseconds_per_image(inpainter, judged[0][0])
-    draw_losses(paths["losses"], lesson)
+    write_losses(paths["metrics"], paths["losses"], lesson)
     draw_contact_sheet(paths["contact_sheet"], learner, list(zip(judged, scores, strict=True)), settings.sheet_rows)
     print("\n" + write_report(paths["report"], lesson, speed, settings.size, *scores))
     print("\n".join(f"{name.replace('_', ' '):<14}{path}" for name, path in paths.items()))

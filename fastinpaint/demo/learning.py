@@ -27,9 +27,13 @@ class Lesson:
 
 
 def train_for(
-    learner: Learner, batches: Iterator[tuple[Tensor, Tensor]], seconds: float, learning_rate: float
+    learner: Learner,
+    batches: Iterator[tuple[Tensor, Tensor]],
+    learning_rate: float,
+    seconds: float,
+    updates: int | None = None,
 ) -> Lesson:
-    """Train until the time is over, at least one update; the learning rate rises and falls with the time spent.
+    """Train for a time, or for a number of updates; the learning rate rises and falls with the part that is over.
 
     Raises:
         FloatingPointError: The loss is no longer finite.
@@ -37,19 +41,25 @@ def train_for(
     rows: list[dict[str, Tensor]] = []
     images = 0
     start = time.perf_counter()
-    with tqdm(total=seconds, bar_format="{l_bar}{bar}| {n:.0f}/{total:.0f} s {postfix}") as bar:
-        while not rows or time.perf_counter() - start < seconds:
-            learner.set_learning_rate(learning_rate * _pace((time.perf_counter() - start) / seconds))
+    with tqdm(total=100, bar_format="training {l_bar}{bar}| {elapsed} {postfix}") as bar:
+        while (part := _part(time.perf_counter() - start, seconds, len(rows), updates)) < 1:
+            learner.set_learning_rate(learning_rate * _pace(part))
             image, mask = (tensor.to(learner.device) for tensor in next(batches))
             rows.append(learner.update(image, mask))
             images += len(image)
             if len(rows) % 10 == 1:
-                elapsed = time.perf_counter() - start
-                bar.n = min(elapsed, seconds)
-                _show(bar, images / elapsed, rows[-1])
+                bar.n = round(100 * part)
+                _show(bar, images / (time.perf_counter() - start), rows[-1])
         elapsed = time.perf_counter() - start
     losses = [{name: float(value) for name, value in row.items()} for row in rows]
     return Lesson(len(rows), images / elapsed, losses)
+
+
+def _part(elapsed: float, seconds: float, done: int, updates: int | None) -> float:
+    """How much of the training is over; never all of it before the first update."""
+    if updates is not None:
+        return done / updates
+    return elapsed / seconds if done else 0.0
 
 
 def _pace(part: float) -> float:

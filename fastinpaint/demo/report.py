@@ -12,7 +12,7 @@ from fastinpaint.demo.learning import Lesson
 from fastinpaint.demo.photographs import Case, signed_tensor
 from fastinpaint.demo.scores import METHODS, Scores, hole_psnr
 from fastinpaint.training.learner import Learner
-from fastinpaint.training.metrics import draw_curves
+from fastinpaint.training.metrics import MetricsLog, draw_curves
 from fastinpaint.training.sheets import Cell, draw_sheet, edge_cell, gradient_cell
 
 _CURVE_POINTS = 200
@@ -49,8 +49,8 @@ def _row(learner: Learner, case: Case, filled: dict[str, Cell]) -> dict[str, Cel
     }
 
 
-def draw_losses(path: Path, lesson: Lesson) -> None:
-    """Draw the losses, averaged so that about 200 points remain."""
+def write_losses(table: Path, curves: Path, lesson: Lesson) -> None:
+    """Write the losses as rows of JSON and draw them, averaged so that about 200 points remain."""
     width = max(len(lesson.losses) // _CURVE_POINTS, 1)
     blocks = [lesson.losses[start : start + width] for start in range(0, len(lesson.losses), width)]
     rows = [
@@ -60,7 +60,10 @@ def draw_losses(path: Path, lesson: Lesson) -> None:
         }
         for index, block in enumerate(blocks)
     ]
-    draw_curves(rows, path)
+    log = MetricsLog(table)
+    for row in rows:
+        log.write(row)
+    draw_curves(rows, curves)
 
 
 def write_report(path: Path, lesson: Lesson, milliseconds: float, size: int, seen: Scores, unseen: Scores) -> str:

@@ -15,12 +15,12 @@ _NOT_LOSSES = ("step", "images_per_second", "learning_rate")
 class MetricsLog:
     """A file with one JSON object a line: ``step``, ``images_per_second``, ``learning_rate`` and the mean losses.
 
-    Rows after ``step`` are dropped on opening, so a resumed run leaves one row for each step.
+    Rows after ``step`` are dropped on opening, so a resumed run leaves one row for each step; 0 drops all.
     """
 
     def __init__(self, path: Path, step: int = 0) -> None:
         self.path = path
-        kept = [row for row in read_metrics(path) if row["step"] <= step]
+        kept = [row for row in read_metrics(path) if row["step"] <= step] if step else []
         with atomic_write(path) as temporary:
             temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
 

@@ -1,0 +1,296 @@
+import dataclasses
+import json
+import os
+import signal
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fastinpaint.checkpoint.training_state import training_states
+from fastinpaint.losses.objective import InpaintObjective, LossWeights
+from fastinpaint.models.discriminator import PatchDiscriminator
+from fastinpaint.models.generator import InpaintGenerator
+from fastinpaint.training.config import TrainConfig
+from fastinpaint.training.interrupts import StopRequest
+from fastinpaint.training.learner import Learner
+from fastinpaint.training.metrics import MetricsLog, read_metrics
+from fastinpaint.training.options import from_mapping, to_mapping
+from fastinpaint.training.samples import SampleBatches
+from fastinpaint.training.trainer import Trainer
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def photographs(tmp_path):
+    folder = tmp_path / "photographs"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for index in range(3):
+        coarse = Image.fromarray(rng.integers(0, 256, (5, 6, 3), dtype=np.uint8))
+        coarse.resize((60, 48), Image.Resampling.BICUBIC).save(folder / f"{index}.png")
+    return folder
+
+
+@pytest.fixture
+def config(photographs, tmp_path):
+    return TrainConfig(
+        data=str(photographs), output=str(tmp_path / "run"), image_size=32, crop="random", base_channels=2,
+        discriminator_channels=2, steps=6, batch_size=2, learning_rate=1e-3, workers=0, log_every=2,
+        sample_every=0, checkpoint_every=0, device="cpu",
+    )  # fmt: skip
+
+
+def weights(trainer):
+    return {
+        f"{name}.{key}": value.clone()
+        for name, network in trainer.learner.networks.items()
+        for key, value in network.state_dict().items()
+    }
+
+
+def assert_equal(found, wanted):
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+class TestConfig:
+    def test_yaml_gives_back_the_same_options(self, tmp_path):
+        config = TrainConfig(data="a: b", learning_rate=3e-5, vgg=None, losses=LossWeights(style=1.5))
+        path = tmp_path / "options.yaml"
+        path.write_text(config.to_yaml())
+        assert TrainConfig.from_yaml(path) == config
+
+    def test_every_option_states_its_default_and_meaning(self):
+        text = TrainConfig().to_yaml()
+        for field in dataclasses.fields(TrainConfig):
+            assert f"\n{field.name}:" in "\n" + text
+            assert field.metadata["help"] in text
+
+    @pytest.mark.parametrize(
+        ("values", "message"),
+        [
+            ({"learning_rat": 1}, "unknown option learning_rat; did you mean learning_rate"),
+            ({"losses": {"styel": 1}}, "unknown option losses.styel; did you mean losses.style"),
+            ({"batch_size": 1.5}, "option batch_size must be int, got 1.5"),
+            ({"batch_size": True}, "option batch_size must be int, got True"),
+            ({"learning_rate": "fast"}, "option learning_rate must be float, got 'fast'"),
+            ({"crop": "middle"}, r"option crop must be center\|random, got 'middle'"),
+            ({"losses": 3}, "losses must be a mapping"),
+            ({"masks": {"brush_width": [1]}}, r"option masks.brush_width must be \[int, int\], got \[1\]"),
+        ],
+    )
+    def test_wrong_options_are_named(self, values, message):
+        with pytest.raises(ValueError, match=message):
+            from_mapping(TrainConfig, values)
+
+    def test_numbers_that_yaml_reads_as_text(self, tmp_path):
+        path = tmp_path / "options.yaml"
+        path.write_text("learning_rate: 1e-4\nmasks: {brush_width: [3, 4]}\n")
+        config = TrainConfig.from_yaml(path)
+        assert config.learning_rate == 1e-4
+        assert config.masks.brush_width == (3, 4)
+        assert to_mapping(config)["masks"]["brush_width"] == [3, 4]
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [({"data": ""}, "data is required"), ({"image_size": 40}, "image_size"), ({"steps": 0}, "steps")],
+    )
+    def test_impossible_options_are_named(self, config, change, message):
+        with pytest.raises(ValueError, match=message):
+            dataclasses.replace(config, **change).validate()
+
+    def test_learning_rate_rises_and_falls(self):
+        config = TrainConfig(steps=110, warmup_steps=10, schedule="cosine", learning_rate=1.0)
+        rates = [config.learning_rate_at(step) for step in range(110)]
+        assert rates[0] == pytest.approx(0.1)
+        assert max(rates) == rates[10] == 1.0
+        assert rates[60] == pytest.approx(0.5)
+        assert rates[-1] < 0.001
+
+
+class TestLearner:
+    def test_both_networks_learn_from_one_forward_pass(self):
+        generator, discriminator = InpaintGenerator(2, head_norm=False), PatchDiscriminator(2)
+        calls = []
+        generator.register_forward_hook(lambda *_: calls.append(1))
+        objective = InpaintObjective(LossWeights(content=0.0, style=0.0))
+        before = [p.detach().clone() for p in (*generator.parameters(), *discriminator.parameters())]
+        learner = Learner(generator, objective, discriminator, learning_rate=1e-3)
+        mask = torch.zeros(1, 1, 32, 32)
+        mask[..., 8:24, 8:24] = 1
+        terms = learner.update(torch.rand(2, 3, 32, 32) * 2 - 1, mask)
+        assert len(calls) == 1
+        assert {"l1_hole", "edge_full", "adversarial", "total", "discriminator_total"} <= terms.keys()
+        after = [*generator.parameters(), *discriminator.parameters()]
+        count = len(list(generator.parameters()))
+        assert any(not torch.equal(a, b) for a, b in zip(before[:count], after[:count], strict=True))
+        assert any(not torch.equal(a, b) for a, b in zip(before[count:], after[count:], strict=True))
+
+    def test_gradients_are_those_of_separate_backward_passes(self):
+        torch.manual_seed(1)
+        generator, discriminator = InpaintGenerator(2, head_norm=False), PatchDiscriminator(2)
+        objective = InpaintObjective(LossWeights(content=0.0, style=0.0))
+        learner = Learner(generator, objective, discriminator, learning_rate=0.0)
+        image = torch.rand(2, 3, 32, 32) * 2 - 1
+        mask = torch.zeros(1, 1, 32, 32)
+        mask[..., :16] = 1
+        vectors = [layer.u.clone() for layer in discriminator.layers]
+        learner.update(image, mask)
+        found = {name: [p.grad for p in net.parameters()] for name, net in learner.networks.items()}
+        for layer, vector in zip(discriminator.layers, vectors, strict=True):
+            layer.u.copy_(vector)
+        output = learner.predict(image, mask)
+        total = objective.generator_terms(image, mask, output, discriminator)["total"]
+        wanted = torch.autograd.grad(total, list(generator.parameters()), allow_unused=True)
+        for a, b in zip(found["generator"], wanted, strict=True):
+            torch.testing.assert_close(a, b)
+        total = objective.discriminator_terms(image, mask, output, discriminator)["total"]
+        wanted = torch.autograd.grad(total, list(discriminator.parameters()))
+        for a, b in zip(found["discriminator"], wanted, strict=True):
+            torch.testing.assert_close(a, b)
+
+    def test_bfloat16_and_channels_last_learn(self):
+        objective = InpaintObjective(LossWeights(adversarial=0.0, content=0.0, style=0.0))
+        generator = InpaintGenerator(2, head_norm=False)
+        learner = Learner(generator, objective, learning_rate=1e-2, precision=torch.bfloat16, channels_last=True)
+        image, mask = torch.rand(2, 3, 32, 32) * 2 - 1, torch.zeros(1, 1, 32, 32)
+        mask[..., 8:24, 8:24] = 1
+        totals = [float(learner.update(image, mask)["total"]) for _ in range(20)]
+        assert totals[-1] < 0.9 * totals[0]
+        assert all(p.dtype == torch.float32 for p in generator.parameters())
+
+
+class TestTrainer:
+    def test_a_run_leaves_everything_behind(self, config, capsys):
+        config = dataclasses.replace(config, sample_every=3, checkpoint_every=2, keep_checkpoints=2)
+        said = []
+        model = Trainer(config, say=said.append).run()
+        output = Path(config.output)
+        assert model == output / "model"
+        assert InpaintGenerator.from_pretrained(model).config["base_channels"] == 2
+        PatchDiscriminator.from_pretrained(output / "discriminator")
+        assert TrainConfig.from_yaml(output / "config.yaml") == config
+        assert [path.name for path in training_states(output / "checkpoints")] == [
+            "step-00000004.pt",
+            "step-00000006.pt",
+        ]
+        assert [row["step"] for row in read_metrics(output / "metrics.jsonl")] == [2, 4, 6]
+        assert [path.name for path in sorted((output / "samples").iterdir())] == [
+            "step_00000003.png",
+            "step_00000006.png",
+        ]
+        assert Image.open(output / "losses.png").size[0] > 400
+        assert any("VGG" in line for line in said)
+        assert "images_per_second" in capsys.readouterr().err
+
+    @pytest.mark.parametrize("workers", [0, 2])
+    def test_resume_is_exact(self, config, workers):
+        config = dataclasses.replace(config, workers=workers, losses=LossWeights(gradient_penalty=1.0))
+        whole = Trainer(config)
+        whole.run()
+        parts = dataclasses.replace(config, output=config.output + "-parts", steps=3)
+        Trainer(parts).run()
+        torch.rand(7)
+        resumed = Trainer(dataclasses.replace(parts, steps=6), resume=True)
+        assert resumed.step == 3
+        resumed.run()
+        assert_equal(weights(resumed), weights(whole))
+        rows = [read_metrics(Path(c.output) / "metrics.jsonl")[-1]["total"] for c in (config, parts)]
+        assert rows[0] == rows[1]
+
+    def test_interrupt_saves_after_the_update_under_way(self, config):
+        trainer = Trainer(config)
+        update = trainer.learner.update
+
+        def interrupted(*arguments):
+            if trainer.step == 2:
+                os.kill(os.getpid(), signal.SIGINT)
+            return update(*arguments)
+
+        trainer.learner.update = interrupted
+        with pytest.raises(KeyboardInterrupt):
+            trainer.run()
+        resumed = Trainer(config, resume=True)
+        assert resumed.step == 3
+        resumed.run()
+        whole = Trainer(dataclasses.replace(config, output=config.output + "-whole"))
+        whole.run()
+        assert_equal(weights(resumed), weights(whole))
+
+    def test_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(self, config):
+        trainer = Trainer(dataclasses.replace(config, steps=2))
+        trainer.run()
+        (good,) = training_states(trainer.checkpoints)
+        content = good.read_bytes()
+        resumed = Trainer(config, resume=True)
+        with torch.no_grad():
+            next(resumed.learner.generator.parameters()).fill_(float("nan"))
+        with pytest.raises(FloatingPointError, match=r"not finite .*step-00000002"):
+            resumed.run()
+        assert training_states(trainer.checkpoints) == [good]
+        assert good.read_bytes() == content
+
+    def test_no_checkpoint_is_overwritten_or_made_up(self, config):
+        with pytest.raises(FileNotFoundError, match="nothing to resume"):
+            Trainer(config, resume=True)
+        Trainer(dataclasses.replace(config, steps=1)).run()
+        with pytest.raises(FileExistsError, match="--resume"):
+            Trainer(config)
+
+    def test_checkpoint_of_other_networks_is_refused(self, config):
+        Trainer(dataclasses.replace(config, steps=1)).run()
+        with pytest.raises(ValueError, match="does not fit these options"):
+            Trainer(dataclasses.replace(config, base_channels=4), resume=True)
+        with pytest.raises(ValueError, match="does not fit these options"):
+            Trainer(dataclasses.replace(config, losses=LossWeights(adversarial=0.0)), resume=True)
+
+    def test_weight_zero_builds_no_discriminator(self, config):
+        trainer = Trainer(dataclasses.replace(config, losses=LossWeights(adversarial=0.0)))
+        assert trainer.learner.networks.keys() == {"generator"}
+
+    def test_several_devices_are_refused(self, config, monkeypatch):
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        with pytest.raises(ValueError, match="one device"):
+            Trainer(config)
+
+    def test_an_unreadable_image_is_skipped(self, config, photographs):
+        (photographs / "broken.png").write_bytes(b"no image")
+        with pytest.warns(RuntimeWarning, match=r"broken\.png"):
+            Trainer(config).run()
+
+
+def test_metrics_after_the_checkpoint_are_dropped(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(json.dumps({"step": step, "total": 1.0}) + "\n" for step in (1, 2, 3)) + '{"step": 4, "to')
+    log = MetricsLog(path, step=2)
+    log.write({"step": 3, "total": 0.5})
+    assert [(row["step"], row["total"]) for row in read_metrics(path)] == [(1, 1.0), (2, 1.0), (3, 0.5)]
+
+
+def test_batches_go_on_where_they_stopped():
+    whole = list(SampleBatches(4, 0, 5))
+    assert whole[2] == [8, 9, 10, 11]
+    assert [*SampleBatches(4, 0, 2), *SampleBatches(4, 2, 5)] == whole
+
+
+def test_stop_request_restores_the_handlers():
+    before = signal.getsignal(signal.SIGINT)
+    with StopRequest() as request:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert request.stopped
+        assert signal.getsignal(signal.SIGINT) == before
+    thread = threading.Thread(target=lambda: StopRequest().__enter__())
+    thread.start()
+    thread.join()
+    assert signal.getsignal(signal.SIGINT) == before
