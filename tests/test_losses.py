@@ -97,12 +97,12 @@ def test_perceptual_losses_against_the_original():
 
 
 def test_matching_prefers_equal_maps_and_samples_large_ones():
-    target = torch.randn(1, 6, 66, 68)
-    equal = matching_loss(target, target, generator=torch.Generator().manual_seed(1))
-    other = matching_loss(torch.randn(1, 6, 66, 68), target)
-    again = matching_loss(target, target, generator=torch.Generator().manual_seed(1))
-    assert equal < 0.01 < other
-    assert torch.equal(equal, again)
+    target, other = torch.randn(2, 1, 6, 66, 68)
+    seeds = [torch.Generator().manual_seed(seed) for seed in (1, 1, 2)]
+    first, again, different = (matching_loss(other, target, generator=seed) for seed in seeds)
+    assert matching_loss(target, target) < 0.01 < first
+    assert torch.equal(first, again)
+    assert first != different
     with pytest.raises(ValueError, match="wanted two maps"):
         matching_loss(target, target[:, :3])
 
