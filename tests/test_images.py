@@ -179,9 +179,12 @@ def test_random_crops_reach_every_place_and_scale() -> None:
     crops = [np.asarray(square_crop_resize(image, 10, crop="random", rng=rng)) for _ in range(400)]
     assert min(crop[..., 1].min() for crop in crops) <= 1
     assert max(crop[..., 1].max() for crop in crops) >= 38
-    spans = {int(np.ptp(crop[..., 0])) for crop in crops}
-    assert min(spans) <= 9  # 1:1
+    spans = [int(np.ptp(crop[..., 0])) for crop in crops]
+    assert min(spans) == 9  # not enlarged
     assert max(spans) >= 17  # the whole short side
+    small = [crop for crop, span in zip(crops, spans, strict=True) if span < 13]
+    assert min(crop[..., 0].min() for crop in small) == 0
+    assert max(crop[..., 0].max() for crop in small) >= 18
 
 
 def test_crop_options_are_checked() -> None:

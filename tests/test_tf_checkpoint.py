@@ -14,7 +14,17 @@ from hypothesis import strategies as st
 from fastinpaint.checkpoint.crc32c import crc32c
 from fastinpaint.checkpoint.sstable import decompress_snappy, read_table
 from fastinpaint.checkpoint.tensorflow import find_tf_checkpoint, is_optimizer_slot, read_tf_checkpoint
-from tests.tf_checkpoint_writer import BFLOAT16, STRING, entry, field, header, snappy, table, write_checkpoint
+from tests.tf_checkpoint_writer import (
+    BFLOAT16,
+    STRING,
+    entry,
+    field,
+    header,
+    snappy,
+    table,
+    table_of_blocks,
+    write_checkpoint,
+)
 
 REAL = Path(__file__).parent / "golden" / "tf_checkpoint_w16"
 NAME = "InpaintModel.model-7"
@@ -254,6 +264,33 @@ def test_snappy_garbage_is_a_value_error_or_plain_bytes(data: bytes) -> None:
         assert len(decompress_snappy(data)) < 64 * 200
 
 
+ONE_RESTART = bytes([0, 0, 0, 0, 1, 0, 0, 0])
+ENTRY = b"\0\1\3" + b"k" + b"abc"  # shares 0 bytes, adds 1 to the key, has 3 of a value
+
+
+def test_a_table_of_given_blocks() -> None:
+    assert read_table(table_of_blocks(ENTRY + b"\1\1\0" + b"l" + ONE_RESTART)) == {b"k": b"abc", b"kl": b""}
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (table_of_blocks(ENTRY + ONE_RESTART, ENTRY + ONE_RESTART, offsets=(0, 0)), "blocks overlap at byte 0"),
+        (table_of_blocks(b"\1\1\0" + b"k" + ONE_RESTART), "key shares 1 of 0 bytes"),
+        (table_of_blocks(b"\0\xff\x7f\0" + bytes(16383) + ONE_RESTART), "adds 16383"),
+        (table_of_blocks(ENTRY[:2] + b"\5" + ENTRY[3:] + ONE_RESTART), "runs into its restart points"),
+        (table_of_blocks(ENTRY + b"\xff\xff\xff\xff"), "shorter than its list of restart points"),
+        (table_of_blocks(b""), "wrong|shorter|runs|follow"),
+        (table_of_blocks(ENTRY + ONE_RESTART, compression=2), "unknown compression type 2"),
+        (table_of_blocks(b"\7\0a" + ONE_RESTART, compression=1), "promises|back"),
+        (table_of_blocks(ENTRY + ONE_RESTART, offsets=(1 << 60,)), "reaches beyond"),
+    ],
+)
+def test_wrong_blocks_under_right_checksums(content: bytes, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        read_table(content)
+
+
 @given(st.lists(st.tuples(st.integers(0, 255), st.integers(1, 150)), max_size=30))
 def test_snappy_round_trip(runs: list[tuple[int, int]]) -> None:
     data = b"".join(bytes([byte]) * count for byte, count in runs)
@@ -265,5 +302,8 @@ def test_snappy_known_streams() -> None:
     long = np.random.default_rng(0).bytes(70000)
     stream = b"\xf0\xa2\x04" + bytes([62 << 2]) + (len(long) - 1).to_bytes(3, "little") + long
     assert decompress_snappy(stream) == long
+    far = long[:300]
+    stream_far = b"\xb0\x02" + bytes([61 << 2]) + (299).to_bytes(2, "little") + far + bytes([1 << 5 | 0 << 2 | 1, 44])
+    assert decompress_snappy(stream_far) == far + far[:4]
     four = stream.replace(b"\xf0\xa2\x04", b"\xf4\xa2\x04", 1) + bytes([3 << 2 | 3]) + (70000).to_bytes(4, "little")
     assert decompress_snappy(four) == long + long[:4]

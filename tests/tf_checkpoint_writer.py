@@ -95,6 +95,20 @@ def table(entries: dict[bytes, bytes], *, block_entries: int = 1000, compress: b
     return out + (meta + index).ljust(40, b"\0") + MAGIC
 
 
+def table_of_blocks(*bodies: bytes, compression: int = 0, offsets: tuple[int, ...] = ()) -> bytes:
+    """Serialise a table of given block contents, right checksums and all; ``offsets`` replaces their places."""
+    out, handles = b"", []
+    for number, body in enumerate(bodies):
+        start = offsets[number] if offsets else len(out)
+        handles.append(varint(start) + varint(len(body)))
+        sealed = body + bytes([compression])
+        out += sealed + struct.pack("<I", masked_crc32c(sealed))
+    index = b"".join(b"\0\1" + varint(len(handle)) + bytes([65 + n]) + handle for n, handle in enumerate(handles))
+    index += struct.pack("<2I", 0, 1) + b"\0"
+    place = varint(0) + varint(0) + varint(len(out)) + varint(len(index) - 1)
+    return out + index + struct.pack("<I", masked_crc32c(index)) + place.ljust(40, b"\0") + MAGIC
+
+
 def write_checkpoint(
     prefix: Path, variables: dict[str, Any], *, shards: int = 1, **table_options: Any
 ) -> dict[bytes, bytes]:

@@ -112,10 +112,8 @@ def decompress_snappy(data: bytes) -> bytes:
             if width == 1:
                 back, length = back | (tag >> 5) << 8, (tag >> 2 & 7) + 4
             _copy_back(output, back, length)
-        if len(output) > expected:
-            break
     if len(output) != expected:
-        raise ValueError(f"a compressed block holds {len(output)} bytes or more, not the {expected} it promises")
+        raise ValueError(f"a compressed block holds {len(output)} bytes, not the {expected} it promises")
     return bytes(output)
 
 

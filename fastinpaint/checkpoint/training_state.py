@@ -100,7 +100,7 @@ def restore_random_state(state: Mapping[str, Any]) -> None:
     version, words, gauss = state["python"]
     random.setstate((version, tuple(words), gauss))
     inner = state["numpy"]["state"]
-    words32 = inner["key"].numpy().astype(np.uint32)
+    words32 = inner["key"].cpu().numpy().astype(np.uint32)
     np.random.set_state({**state["numpy"], "state": {**inner, "key": words32}})  # noqa: NPY002
     torch.set_rng_state(state["torch"].cpu())
     devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
