@@ -24,6 +24,7 @@ CXX_FLAGS = [
     "-Wextra",
     "-Wno-unused-parameter",  # torch's headers
     "-Wno-psabi",
+    "-Wno-maybe-uninitialized",  # GCC 12 on its own AVX-512 intrinsics
 ]
 NVCC_FLAGS = ["-O3", "-fmad=false", "-Xcompiler=-fvisibility=hidden"]
 
