@@ -228,15 +228,22 @@ class TestTrainer:
         whole.run()
         assert_equal(weights(resumed), weights(whole))
 
-    def test_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(self, config):
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"log_every": 1}, "loss .* is not finite by update 3"),
+            ({"log_every": 100, "checkpoint_every": 4}, "weight is not finite after update 4"),
+        ],
+    )
+    def test_what_is_not_finite_stops_and_keeps_the_checkpoint(self, config, change, message):
         trainer = Trainer(dataclasses.replace(config, steps=2))
         trainer.run()
         (good,) = training_states(trainer.checkpoints)
         content = good.read_bytes()
-        resumed = Trainer(config, resume=True)
+        resumed = Trainer(dataclasses.replace(config, **change), resume=True)
         with torch.no_grad():
             next(resumed.learner.generator.parameters()).fill_(float("nan"))
-        with pytest.raises(FloatingPointError, match=r"not finite .*step-00000002"):
+        with pytest.raises(FloatingPointError, match=message + ".*step-00000002"):
             resumed.run()
         assert training_states(trainer.checkpoints) == [good]
         assert good.read_bytes() == content

@@ -66,5 +66,4 @@ def shrink(image: Tensor, mask: Tensor, max_side: int) -> tuple[Tensor, Tensor]:
     if ratio >= 1:
         return image, mask
     size = (max(round(height * ratio), 1), max(round(width * ratio), 1))
-    visible = torch.where(mask > 0.5, 0.0, image)
-    return F.adaptive_avg_pool2d(visible, size), F.adaptive_max_pool2d(mask, size)
+    return F.adaptive_avg_pool2d(image, size), F.adaptive_max_pool2d(mask, size)
