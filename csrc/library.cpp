@@ -9,6 +9,12 @@ STABLE_TORCH_LIBRARY(fastinpaint, m) {
   m.def("cpu_isa() -> str");
   m.def(
       "canny(Tensor image, float sigma, float low_threshold, float high_threshold, Tensor? mask) -> Tensor");
+  m.def(
+      "patch_attention(Tensor features, int kernel_size, int stride, float softmax_scale, bool overlap_add) "
+      "-> Tensor");
+  m.def(
+      "patch_attention_backward(Tensor grad_output, Tensor features, int kernel_size, int stride, "
+      "float softmax_scale, bool overlap_add) -> Tensor");
 }
 
 namespace {

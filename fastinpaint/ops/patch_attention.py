@@ -1,5 +1,7 @@
 """Attention over similar k x k patches."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -8,6 +10,7 @@ from fastinpaint.reference import patch_attention as reference
 
 _OP = "patch_attention"
 AGGREGATIONS = ("correlation", "overlap_add")
+_NATIVE_LARGEST_KERNEL = 15  # kMaxPatch of csrc/patch_attention.h
 
 
 def patch_attention(
@@ -32,7 +35,8 @@ def patch_attention(
         stride: Distance of neighbouring keys in pixels, at least 1.
         softmax_scale: Factor on the similarities.
         aggregation: ``"correlation"`` or ``"overlap_add"``.
-        backend: ``"auto"`` or ``"reference"``.
+        backend: ``"auto"``, ``"native"`` (on the CPU; memory grows with H * W, not its square; no float64, no second
+            derivatives, ``kernel_size`` up to 15) or ``"reference"``.
 
     Returns:
         (B, C, H, W) in the dtype of ``features``; softmax and sums are float32 for half-precision inputs.
@@ -47,12 +51,50 @@ def patch_attention(
         raise ValueError(f"{_OP}: stride must be at least 1, got {stride}")
     if aggregation not in AGGREGATIONS:
         raise ValueError(f"{_OP}: aggregation must be one of {', '.join(AGGREGATIONS)}, got {aggregation!r}")
-    _backend.select(_OP, backend, {"reference": None})
+    wide = _checks.at_least_float32(features)
+    chosen = _backend.select(_OP, backend, {"native": _native_gap(wide, kernel_size), "reference": None})
+    if chosen == "native":
+        overlap_add = aggregation == "overlap_add"
+        run = torch.ops.fastinpaint.patch_attention
+        return run(wide, kernel_size, stride, float(softmax_scale), overlap_add).to(features.dtype)
     with torch.autocast(features.device.type, enabled=False):
         return reference.patch_attention(
-            _checks.at_least_float32(features),
-            kernel_size=kernel_size,
-            stride=stride,
-            softmax_scale=softmax_scale,
-            aggregation=aggregation,
+            wide, kernel_size=kernel_size, stride=stride, softmax_scale=softmax_scale, aggregation=aggregation
         ).to(features.dtype)
+
+
+def _native_gap(features: Tensor, kernel_size: int) -> str | None:
+    if features.dtype != torch.float32:
+        return f"it computes in float32, got {features.dtype}"
+    if kernel_size > _NATIVE_LARGEST_KERNEL:
+        return f"it takes kernel_size up to {_NATIVE_LARGEST_KERNEL}, got {kernel_size}"
+    return _backend.native_reason(_OP, features)
+
+
+def _fake(features: Tensor, kernel_size: int, stride: int, softmax_scale: float, overlap_add: bool) -> Tensor:
+    return features.new_empty(features.shape)
+
+
+def _fake_backward(grad_output: Tensor, features: Tensor, *options: float) -> Tensor:
+    return features.new_empty(features.shape)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    features, *ctx.options = inputs
+    ctx.save_for_backward(features)
+
+
+def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+    (features,) = ctx.saved_tensors
+    return torch.ops.fastinpaint.patch_attention_backward(grad_output, features, *ctx.options), None, None, None, None
+
+
+def _second_derivative(ctx: Any, grad: Tensor) -> None:
+    raise RuntimeError(f"{_OP}: the native backend has no second derivatives; use backend='reference'")
+
+
+if _backend.NATIVE_ERROR is None:
+    torch.library.register_fake("fastinpaint::patch_attention", _fake)
+    torch.library.register_fake("fastinpaint::patch_attention_backward", _fake_backward)
+    torch.library.register_autograd("fastinpaint::patch_attention", _backward, setup_context=_setup_context)
+    torch.library.register_autograd("fastinpaint::patch_attention_backward", _second_derivative)
