@@ -54,7 +54,7 @@ class Learner:
         self.hide_holes = hide_holes
         self._forward: Callable[[Tensor], GeneratorOutput] = torch.compile(generator) if compile else generator
         self.optimizers = {
-            name: torch.optim.Adam(network.parameters(), lr=learning_rate, betas=betas)
+            name: torch.optim.Adam(network.parameters(), lr=learning_rate, betas=betas, fused=True)
             for name, network in self.networks.items()
         }
 
