@@ -46,6 +46,7 @@ def test_random_draws_depend_on_seed_epoch_and_index_alone(folder: Path) -> None
     assert torch.equal(dataset[2], first[2])
     assert torch.equal(dataset[-1], first[2])
     dataset.set_epoch(1)
+    assert torch.equal(dataset.draw(2, 0), first[2])
     second = all_of(dataset)
     assert all(not torch.equal(a, b) for a, b in zip(first, second, strict=True))
     dataset.set_epoch(0)
