@@ -1,0 +1,390 @@
+"""Canny against scikit-image: not one pixel may differ, whatever the backend and the instruction set."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from skimage import data
+from skimage.color import rgb2gray
+from skimage.feature import canny as skimage_canny
+
+import fastinpaint
+from fastinpaint.ops._backend import native_reason
+from fastinpaint.reference import canny as reference
+
+NATIVE_GAP = native_reason("canny", torch.zeros(1))
+BACKENDS = [
+    pytest.param("native", marks=pytest.mark.skipif(NATIVE_GAP is not None, reason=str(NATIVE_GAP))),
+    "reference",
+]
+SIZE = 256
+
+
+def _photograph(name):
+    return rgb2gray(getattr(data, name)()).astype(np.float32)
+
+
+def _pattern(kind, height, width, seed=0):
+    """A grey image in [0, 1] of one kind, float32."""
+    rng = np.random.default_rng(seed)
+    y, x = np.indices((height, width))
+    image = {
+        "noise": lambda: rng.random((height, width)),
+        "sparse noise": lambda: rng.random((height, width)) > 0.97,
+        "flat": lambda: np.full((height, width), 0.7),
+        "zero": lambda: np.zeros((height, width)),
+        "pixel": lambda: (y == height // 2) & (x == width // 2),
+        "corner": lambda: (y == 0) & (x == width - 1),
+        "checkerboard": lambda: (y + x) % 2,
+        "coarse checkerboard": lambda: (y // 7 + x // 7) % 2,
+        "blocks": lambda: np.kron(rng.random((-(-height // 8), -(-width // 8))), np.ones((8, 8)))[:height, :width],
+        "ramp": lambda: (y + 2 * x) / (height + 2 * width),
+        "steep ramp": lambda: 10.0 * y,
+        "step": lambda: x >= width // 2,
+        "diagonal": lambda: x > y,
+        "disc": lambda: np.hypot(y - height / 2, x - width / 2) < min(height, width) / 3,
+        "stripes": lambda: np.sin(x / 3) * 0.5 + 0.5,
+        "levels": lambda: rng.integers(0, 3, (height, width)) / 2,
+    }[kind]()
+    return image.astype(np.float32)
+
+
+PATTERNS = (
+    "noise",
+    "sparse noise",
+    "flat",
+    "zero",
+    "pixel",
+    "corner",
+    "checkerboard",
+    "coarse checkerboard",
+    "blocks",
+    "ramp",
+    "steep ramp",
+    "step",
+    "diagonal",
+    "disc",
+    "stripes",
+    "levels",
+)
+
+
+def _ours(image, backend, mask=None, **options):
+    """Edges of one numpy image (H, W)."""
+    mask = None if mask is None else torch.from_numpy(mask)[None, None]
+    edges = fastinpaint.canny(torch.from_numpy(image)[None, None], mask=mask, backend=backend, **options)
+    assert edges.shape == (1, 1, *image.shape)
+    assert edges.dtype == torch.bool
+    return edges[0, 0].numpy()
+
+
+def _assert_same(image, backend, mask=None, sigma=1.5, low_threshold=0.1, high_threshold=0.2):
+    options = {"sigma": sigma, "low_threshold": low_threshold, "high_threshold": high_threshold}
+    expected = skimage_canny(image, mask=mask, **options)
+    found = _ours(image, backend, mask, **options)
+    assert np.count_nonzero(expected != found) == 0
+    return expected
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("sigma", [0.5, 1.0, 1.5, 3.0, 5.0])
+@pytest.mark.parametrize("name", ["astronaut", "coffee", "chelsea", "rocket", "camera"])
+def test_photographs(name, sigma, backend):
+    image = data.camera().astype(np.float32) / 255 if name == "camera" else _photograph(name)
+    assert _assert_same(image, backend, sigma=sigma).any()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("kind", PATTERNS)
+def test_patterns(kind, backend):
+    for sigma in (0.0, 0.1, 0.5, 1.5, 2.3):
+        _assert_same(_pattern(kind, 61, 83), backend, sigma=sigma)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (1, 1),
+        (3, 1),
+        (1, 9),
+        (2, 2),
+        (3, 3),
+        (4, 5),
+        (5, 200),
+        (64, 65),
+        (65, 64),
+        (130, 511),
+        (70, 513),
+        (33, 1090),
+        (700, 66),
+    ],
+)
+def test_sizes(shape, backend):
+    mask = np.random.default_rng(1).random(shape) > 0.02
+    for sigma in (0.0, 0.7, 1.5, 4.0):
+        image = _pattern("levels", *shape)
+        _assert_same(image, backend, sigma=sigma)
+        _assert_same(image, backend, mask, sigma=sigma)
+
+
+@pytest.mark.parametrize("shape", [(1023, 769), (2048, 2048)])
+@pytest.mark.skipif(NATIVE_GAP is not None, reason=str(NATIVE_GAP))
+def test_large(shape):
+    image = _pattern("blocks", *shape) + 0.2 * _pattern("noise", *shape)
+    assert _assert_same(image, "native").any()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_long_thin_edge_is_followed_across_words_rows_and_bands(backend):
+    """A weak spiral with one strong pixel at its end: hysteresis has to walk all of it."""
+    size = 131
+    weak = np.zeros((size, size), dtype=bool)
+    y, x, dy, dx, length, turns = size - 3, 2, 0, 1, size - 5, 0
+    while length > 2:
+        for _ in range(length):
+            weak[y, x] = True
+            y, x = y + dy, x + dx
+        dy, dx, turns = -dx, dy, turns + 1
+        length -= 4 if turns % 2 == 1 and turns > 1 else 0
+    image = np.where(weak, np.float32(0.06), np.float32(0)).astype(np.float32)
+    image[size - 3, 2:6] = 1.0
+    for low in (0.01, 0.05, 0.1):
+        _assert_same(image, backend, sigma=0.0, low_threshold=low, high_threshold=2.0)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("kind", ["noise", "levels", "blocks", "flat"])
+def test_masks(kind, backend):
+    image = _pattern(kind, 90, 140)
+    rng = np.random.default_rng(2)
+    masks = [rng.random(image.shape) > 0.05, np.zeros(image.shape, bool), np.ones(image.shape, bool)]
+    masks.append(_pattern("disc", *image.shape) > 0)
+    for mask in masks:
+        for sigma in (0.0, 1.5, 3.0):
+            _assert_same(image, backend, mask, sigma=sigma)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_masked_pixels_do_not_matter_even_if_not_finite(backend):
+    image = _pattern("noise", 40, 50)
+    mask = np.ones(image.shape, bool)
+    mask[10:20, 10:20] = False
+    image[12:18, 12:18] = np.nan
+    _assert_same(image, backend, mask)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    ("low", "high"),
+    [(0.0, 0.0), (0.0, 0.3), (-1.0, 0.2), (-2.0, -1.0), (0.2, 0.2), (0.5, 1e9), (1e-60, 1e-30), (0.1, float("inf"))],
+)
+def test_thresholds(low, high, backend):
+    for kind in ("noise", "levels", "flat", "pixel"):
+        _assert_same(_pattern(kind, 50, 70), backend, sigma=1.0, low_threshold=low, high_threshold=high)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@given(
+    height=st.integers(1, 90),
+    width=st.integers(1, 150),
+    kind=st.sampled_from(PATTERNS),
+    sigma=st.floats(0.0, 5.0),
+    low=st.floats(0.0, 1.0),
+    span=st.floats(0.0, 1.0),
+    scale=st.sampled_from([1.0, 2.0, -1.0, 255.0, 1e-3]),
+    masked=st.booleans(),
+    seed=st.integers(0, 2**16),
+)
+def test_any_image(backend, height, width, kind, sigma, low, span, scale, masked, seed):
+    image = (_pattern(kind, height, width, seed) * scale).astype(np.float32)
+    mask = np.random.default_rng(seed).random(image.shape) > 0.1 if masked else None
+    _assert_same(image, backend, mask, sigma, low * abs(scale), (low + span) * abs(scale))
+
+
+def _batch(channels=1, batch=5):
+    sources = [_pattern(kind, 70, 100, seed) for seed, kind in enumerate(("noise", "blocks", "levels", "disc", "step"))]
+    planes = [np.roll(sources[(i + c) % 5], c) for i in range(batch) for c in range(channels)]
+    return torch.from_numpy(np.stack(planes)).view(batch, channels, 70, 100)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_batch_is_image_by_image(backend):
+    batch = _batch()
+    edges = fastinpaint.canny(batch, backend=backend)
+    for image, found in zip(batch, edges, strict=True):
+        assert (
+            skimage_canny(image[0].numpy(), sigma=1.5, low_threshold=0.1, high_threshold=0.2) == found[0].numpy()
+        ).all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_masks_of_a_batch(backend):
+    batch = _batch()
+    masks = torch.rand(batch.shape) > 0.05
+    apart = [fastinpaint.canny(i[None], mask=m[None], backend=backend) for i, m in zip(batch, masks, strict=True)]
+    assert torch.equal(fastinpaint.canny(batch, mask=masks, backend=backend), torch.cat(apart))
+    shared = fastinpaint.canny(batch, mask=masks[:1].expand_as(masks), backend=backend)
+    assert torch.equal(fastinpaint.canny(batch, mask=masks[:1], backend=backend), shared)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_colour_is_greyed_by_rgb_to_gray(backend):
+    colour = _batch(channels=3)
+    gray = fastinpaint.rgb_to_gray(colour)
+    red, green, blue = colour.numpy().transpose(1, 0, 2, 3)
+    weights = np.float32([0.2125, 0.7154, 0.0721])
+    assert np.array_equal(gray[:, 0].numpy(), (weights[0] * red + weights[1] * green) + weights[2] * blue)
+    assert torch.equal(fastinpaint.canny(colour, backend=backend), fastinpaint.canny(gray, backend=backend))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_dtypes_are_computed_in_float32(dtype, backend):
+    batch = _batch(channels=3).to(dtype)
+    assert torch.equal(fastinpaint.canny(batch, backend=backend), fastinpaint.canny(batch.float(), backend=backend))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_memory_layout_does_not_matter(backend):
+    colour = _batch(channels=3)
+    expected = fastinpaint.canny(colour, backend=backend)
+    mask = torch.rand(5, 1, 70, 100) > 0.05
+    masked = fastinpaint.canny(colour, mask=mask, backend=backend)
+    strided = colour.repeat_interleave(2, dim=3)[..., ::2]
+    for view in (colour.to(memory_format=torch.channels_last), strided, colour.mT.contiguous().mT):
+        assert torch.equal(fastinpaint.canny(view, backend=backend), expected)
+        assert torch.equal(fastinpaint.canny(view, mask=mask.mT.contiguous().mT, backend=backend), masked)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("shape", [(0, 1, 8, 8), (0, 3, 8, 8), (2, 1, 0, 5), (2, 3, 5, 0)])
+def test_empty(shape, backend):
+    edges = fastinpaint.canny(torch.zeros(shape), backend=backend)
+    assert edges.shape == (shape[0], 1, *shape[2:])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_every_pixel_is_written(backend, poisoned_memory):
+    edges = fastinpaint.canny(_batch(), backend=backend)
+    assert torch.equal(edges, fastinpaint.canny(_batch(), backend=backend))
+    assert set(edges.view(torch.uint8).unique().tolist()) == {0, 1}
+
+
+@pytest.mark.skipif(NATIVE_GAP is not None, reason=str(NATIVE_GAP))
+def test_threads_do_not_matter():
+    threads = torch.get_num_threads()
+    image = torch.from_numpy(_photograph("coffee"))[None, None]
+    try:
+        results = []
+        for count in (1, 2, 5):
+            torch.set_num_threads(count)
+            results.append(fastinpaint.canny(image, backend="native"))
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[2])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_no_gradient_and_no_error_with_one_wanted(backend):
+    image = _batch().requires_grad_()
+    edges = fastinpaint.canny(image, backend=backend)
+    assert not edges.requires_grad
+
+
+def test_gray_is_differentiable():
+    image = torch.rand(2, 3, 4, 5, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(fastinpaint.rgb_to_gray, image)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_compiles_without_a_graph_break(backend):
+    def function(image, mask):
+        return fastinpaint.canny(image * 2, mask=mask, sigma=2.0, backend=backend).float().mean()
+
+    image, mask = _batch(channels=3), torch.rand(5, 1, 70, 100) > 0.1
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(image, mask), function(image, mask))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_opcheck(backend):
+    op = torch.ops.fastinpaint.canny if backend == "native" else torch.ops.fastinpaint.canny_reference
+    mask = torch.rand(2, 1, 70, 100) > 0.1
+    torch.library.opcheck(op.default, (_batch(batch=2), 1.5, 0.1, 0.2, mask))
+    torch.library.opcheck(op.default, (_batch(3, batch=2), 1.0, 0.0, 0.2, None))
+
+
+@pytest.mark.parametrize(
+    ("image", "options", "error", "message"),
+    [
+        (torch.zeros(8, 8), {}, ValueError, r"\(B, 1 or 3, H, W\), got shape \(8, 8\)"),
+        (torch.zeros(1, 2, 8, 8), {}, ValueError, r"got shape \(1, 2, 8, 8\)"),
+        (torch.zeros(1, 1, 8, 8, dtype=torch.uint8), {}, TypeError, "floating-point tensor, got torch.uint8"),
+        (np.zeros((1, 1, 8, 8)), {}, TypeError, "got ndarray"),
+        (torch.zeros(1, 1, 8, 8), {"sigma": -1.0}, ValueError, "sigma .* got -1.0"),
+        (torch.zeros(1, 1, 8, 8), {"sigma": float("nan")}, ValueError, "sigma .* got nan"),
+        (torch.zeros(1, 1, 8, 8), {"low_threshold": 0.3}, ValueError, "at most high_threshold, got 0.3 and 0.2"),
+        (torch.zeros(1, 1, 8, 8), {"mask": torch.zeros(1, 1, 8, 8)}, TypeError, "bool tensor, got torch.float32"),
+        (
+            torch.zeros(1, 1, 8, 8),
+            {"mask": torch.zeros(8, 8, dtype=torch.bool)},
+            ValueError,
+            r"\(1 or 1, 1, 8, 8\), got \(8, 8\)",
+        ),
+        (torch.zeros(1, 1, 8, 8), {"backend": "triton"}, ValueError, "triton"),
+    ],
+)
+def test_errors_name_what_was_wanted_and_what_came(image, options, error, message):
+    with pytest.raises(error, match=message):
+        fastinpaint.canny(image, **options)
+
+
+def test_low_above_high_is_an_error_in_scikit_image_too():
+    with pytest.raises(ValueError, match="low_threshold"):
+        skimage_canny(np.zeros((8, 8), np.float32), low_threshold=0.3, high_threshold=0.2)
+
+
+def test_gaussian_weights_have_the_bits_of_scipy():
+    from scipy.ndimage._filters import _gaussian_kernel1d
+
+    for sigma in (0.2, 0.5, 1.0, 1.5, 2.7, 5.0, 15.9, 16.0, 40.0, 100.0):
+        radius = int(4 * sigma + 0.5)
+        assert reference.gaussian_weights(sigma) == _gaussian_kernel1d(sigma, 0, radius)[radius:].tolist()
+
+
+_COMPARE = """
+import torch, fastinpaint
+torch.manual_seed(0)
+image = (torch.rand(3, 3, 75, 600) * 4).round() / 4
+image[0] += torch.rand(3, 75, 600) / 8
+mask = torch.rand(3, 1, 75, 600) > 0.02
+for sigma in (0.0, 0.8, 1.5, 3.0):
+    for valid in (None, mask):
+        options = {"sigma": sigma, "mask": valid, "low_threshold": 0.02, "high_threshold": 0.1}
+        a, b = (fastinpaint.canny(image, backend=k, **options) for k in ("native", "reference"))
+        assert a.any() and torch.equal(a, b), (sigma, valid is None, int((a != b).sum()))
+print(torch.ops.fastinpaint.cpu_isa())
+"""
+
+
+@pytest.mark.skipif(NATIVE_GAP is not None, reason=str(NATIVE_GAP))
+@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
+def test_instruction_sets_agree(isa):
+    run = subprocess.run(
+        [sys.executable, "-c", _COMPARE],
+        env={**os.environ, "FASTINPAINT_ISA": isa, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    ranks = ["baseline", "avx2", "avx512"]
+    best = torch.ops.fastinpaint.cpu_isa()
+    assert ranks.index(run.stdout.strip()) == min(ranks.index(isa), ranks.index(best))
