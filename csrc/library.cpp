@@ -15,6 +15,10 @@ STABLE_TORCH_LIBRARY(fastinpaint, m) {
   m.def(
       "patch_attention_backward(Tensor grad_output, Tensor features, int kernel_size, int stride, "
       "float softmax_scale, bool overlap_add) -> Tensor");
+  m.def("pooled_attention(Tensor query, Tensor key, Tensor value) -> (Tensor output, Tensor log_sum)");
+  m.def(
+      "pooled_attention_backward(Tensor grad, Tensor query, Tensor key, Tensor value, Tensor output, "
+      "Tensor log_sum) -> (Tensor grad_query, Tensor grad_key, Tensor grad_value)");
 }
 
 namespace {

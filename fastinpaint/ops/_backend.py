@@ -30,7 +30,8 @@ def _native_gap(op: str, device_type: str) -> str | None:
     if NATIVE_ERROR is not None:
         return NATIVE_ERROR
     key = {"cpu": "CPU", "cuda": "CUDA"}.get(device_type)
-    if key is None or not torch._C._dispatch_has_kernel_for_dispatch_key(f"fastinpaint::{op}", key):
+    known = hasattr(torch.ops.fastinpaint, op)  # not in an extension that was built before the operator
+    if key is None or not known or not torch._C._dispatch_has_kernel_for_dispatch_key(f"fastinpaint::{op}", key):
         return f"the extension has no {op} for {device_type} tensors"
     return None
 

@@ -1,0 +1,52 @@
+// What pooled_attention.cpp prepares and what pooled_attention.inc, the kernel, makes of it.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+namespace fastinpaint {
+
+constexpr int64_t kBlockRows = 512;  // queries that the backward keeps packed at a time
+constexpr int64_t kMostLanes = 16;   // floats in the widest vector
+constexpr int64_t kMostTile = 2 * kMostLanes;
+
+// One entry of the batch; rows are dense.
+struct AttentionInputs {
+  int64_t keys, width, value_width;
+  const float* query;  // (queries, width)
+  const float* key;    // (keys, width): minus the mean key, times log2(e), so that scores are powers of two
+  const float* value;  // (keys, value_width)
+  float key_norm;      // the largest Euclidean norm of a row of `key`
+
+  int64_t widths() const { return width + value_width; }
+
+  int64_t forward_scratch() const { return widths() * kMostTile; }
+};
+
+struct AttentionOutputs {
+  float* output;   // (queries, value_width)
+  float* log_sum;  // (queries,): log2 of the sum of the powers
+};
+
+struct AttentionGradients {
+  const float* grad;     // (queries, value_width), of the output
+  const float* output;   // (queries, value_width)
+  const float* log_sum;  // (queries,)
+  float* query;          // (queries, width)
+  float* key;            // (keys, width), of the caller's unscaled key; summed over the queries of the call
+  float* value;          // (keys, value_width), likewise
+
+  static constexpr int64_t kLaneSums = 4096;  // 16 KiB
+
+  // Keys whose gradients are summed lane by lane at a time.
+  static int64_t key_block(const AttentionInputs& inputs, int64_t lanes) {
+    return std::max<int64_t>(kLaneSums / (std::max<int64_t>(inputs.widths(), 1) * lanes) / 4 * 4, 4);
+  }
+
+  static int64_t scratch(const AttentionInputs& inputs) {
+    const int64_t lane_sums = std::max(kLaneSums, 4 * inputs.widths() * kMostLanes);
+    return (2 * inputs.width + inputs.value_width + 2) * kBlockRows + lane_sums;
+  }
+};
+
+}  // namespace fastinpaint
