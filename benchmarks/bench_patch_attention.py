@@ -1,25 +1,33 @@
 """Patch attention against its convolution form and torch's fused attention, on the CPU.
 
-``python -m benchmarks.bench_patch_attention [--pixels 128] [--repeats 5] [--backward]`` prints a Markdown table. Every
-backend's result is compared with the convolution form's before it is timed; the backends take turns in one process.
+``python -m benchmarks.bench_patch_attention [case ...]`` prints a Markdown table. Every result is compared with the
+convolution form's first; then the rivals take turns in one process.
 """
 
 import argparse
 import ctypes
-import statistics
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.harness import Report, time_in_turns
 from fastinpaint.ops.patch_attention import patch_attention
 from fastinpaint.reference.patch_attention import NORM_FLOOR, key_patches
 
-CHANNELS = {32: 256, 64: 128, 128: 64}  # of the maps in the generator that are this wide
+CASES = {  # the generator's maps: channels, side in pixels, whether with the backward
+    "32² x 256": (256, 32, False),
+    "32² x 256, with backward": (256, 32, True),
+    "64² x 128": (128, 64, False),
+    "64² x 128, with backward": (128, 64, True),
+    "128² x 64": (64, 128, False),
+    "128² x 64, with backward": (64, 128, True),
+}
 KERNEL_SIZE, STRIDE, SCALE = 3, 2, 10.0  # the generator's
+TOLERANCE = 1e-4  # relative L2 of two float32 results; gradients of the convolution form carry 1e-5
 Run = Callable[[Tensor], Tensor]
 
 
@@ -34,7 +42,7 @@ def fused_attention(features: Tensor) -> Tensor:
     return F.fold(result.transpose(1, 2), (height, width), KERNEL_SIZE, padding=KERNEL_SIZE // 2) / 4
 
 
-def peers() -> dict[str, Run]:
+def rivals() -> dict[str, Run]:
     """Name -> features to output."""
 
     def ours(backend: str) -> Run:
@@ -43,10 +51,19 @@ def peers() -> dict[str, Run]:
         )
 
     return {
+        "native": ours("native"),
         "convolutions": ours("reference"),
         "scaled_dot_product_attention": fused_attention,
-        "native": ours("native"),
     }
+
+
+def check(runs: dict[str, Run], features: Tensor, case: str) -> None:
+    """Stop unless all agree: an operator that fails has no speed."""
+    wanted = runs["convolutions"](features)
+    for name, run in runs.items():
+        error = ((run(features) - wanted).norm() / wanted.norm()).item()
+        if not error < TOLERANCE:
+            raise SystemExit(f"{case}: {name} differs from the convolution form by {error:.1e}")
 
 
 def with_backward(run: Run, weight: Tensor) -> Run:
@@ -72,44 +89,26 @@ def extra_memory(run: Run, features: Tensor) -> float:
     return _peak_mib() - before
 
 
-def measure(runs: dict[str, Run], features: Tensor, repeats: int) -> dict[str, list[float]]:
-    """Seconds of each call, the runs taking turns, after one round that is not counted."""
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for turn in range(repeats + 1):
-        for name, run in runs.items():
-            start = time.perf_counter()
-            run(features)
-            if turn:
-                seconds[name].append(time.perf_counter() - start)
-    return seconds
-
-
-def main() -> None:
-    """Print one table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--pixels", type=int, default=128, choices=CHANNELS, help="side of the map")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--backward", action="store_true", help="forward and backward")
-    options = parser.parse_args()
-    torch.manual_seed(0)
-    features = torch.randn(1, CHANNELS[options.pixels], options.pixels, options.pixels)
-    runs = peers()
-    if options.backward:
-        runs = {name: with_backward(run, torch.randn_like(features)) for name, run in runs.items()}
-    memory = {name: extra_memory(run, features) for name, run in runs.items()}
-    wanted = runs["convolutions"](features)
-    for name, run in runs.items():
-        message = f"{name} differs from the convolution form"
-        torch.testing.assert_close(run(features), wanted, rtol=1e-3, atol=1e-3, msg=message)
-    seconds = measure(runs, features, options.repeats)
-    baseline = statistics.median(seconds["convolutions"])
-    print(f"{tuple(features.shape)}, {torch.get_num_threads()} threads, torch {torch.__version__}")
-    print("| backend | median ms | least to most ms | speed-up | extra MiB |\n|---|---|---|---|---|")
-    for name, times in seconds.items():
-        middle = statistics.median(times)
-        spread = f"{1e3 * min(times):.0f} to {1e3 * max(times):.0f}"
-        print(f"| {name} | {1e3 * middle:.0f} | {spread} | {baseline / middle:.2f} | {memory[name]:.0f} |")
+def report(cases: list[str] | None = None) -> Report:
+    """Time every case (or those named)."""
+    result = Report(f"Patch attention, k = {KERNEL_SIZE}, stride {STRIDE}: per image", ours="native")
+    for case in cases or CASES:
+        channels, size, backward = CASES[case]
+        torch.manual_seed(0)
+        features, weight = torch.randn(2, 1, channels, size, size)
+        runs = {name: with_backward(run, weight) if backward else run for name, run in rivals().items()}
+        memory = ", ".join(f"{name} {extra_memory(run, features):.0f}" for name, run in runs.items())
+        result.notes.append(f"{case}: extra memory in MiB: {memory}.")
+        check(runs, features, case)
+        calls = {name: partial(run, features) for name, run in runs.items()}
+        result.rows[case] = time_in_turns(calls, rounds=15, budget=5.0)
+    return result
 
 
 if __name__ == "__main__":
-    main()
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("cases", nargs="*", help=f"of {', '.join(CASES)}", metavar="case")
+    names = parser.parse_args().cases
+    if set(names) - set(CASES):
+        parser.error(f"no case named {', '.join(sorted(set(names) - set(CASES)))}; there are {', '.join(CASES)}")
+    print(report(names).markdown())
