@@ -29,7 +29,6 @@ class Lesson:
 def train_for(
     learner: Learner,
     batches: Iterator[tuple[Tensor, Tensor]],
-    learning_rate: float,
     seconds: float,
     updates: int | None = None,
 ) -> Lesson:
@@ -43,7 +42,7 @@ def train_for(
     start = time.perf_counter()
     with tqdm(total=100, bar_format="training {l_bar}{bar}| {elapsed} {postfix}") as bar:
         while (part := _part(time.perf_counter() - start, seconds, len(rows), updates)) < 1:
-            learner.set_learning_rate(learning_rate * _pace(part))
+            learner.set_pace(_pace(part))
             image, mask = (tensor.to(learner.device) for tensor in next(batches))
             rows.append(learner.update(image, mask))
             images += len(image)

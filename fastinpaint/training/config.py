@@ -39,8 +39,9 @@ class TrainConfig:
     learning_rate: float = option(1e-5, "Adam's step size, for both networks")
     beta1: float = option(0.0, "Adam's decay of the mean gradient")
     beta2: float = option(0.9, "Adam's decay of the squared gradient")
-    schedule: Literal["constant", "cosine"] = option("constant", "learning rate over the run; cosine falls to 0")
-    warmup_steps: int = option(0, "updates over which the learning rate rises from 0")
+    kernel_rate: float = option(0.0, "relative step of Muon on the generator's kernels; 0: Adam trains everything")
+    schedule: Literal["constant", "cosine"] = option("constant", "pace of both rates over the run; cosine falls to 0")
+    warmup_steps: int = option(0, "updates over which both rates rise from 0")
 
     seed: int = option(0, "seed of weights, crops, order and masks")
     device: str = option("auto", "auto (cuda if there is one), cpu, cuda, cuda:1, ...")
@@ -78,16 +79,17 @@ class TrainConfig:
                 raise ValueError(f"option {name} must be at least 0, got {getattr(self, name)}")
         if not self.learning_rate > 0 or math.isinf(self.learning_rate):
             raise ValueError(f"option learning_rate must be above 0 and finite, got {self.learning_rate}")
+        if not 0 <= self.kernel_rate < 1:
+            raise ValueError(f"option kernel_rate must be in [0, 1), got {self.kernel_rate}")
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"option {name} must be in [0, 1), got {getattr(self, name)}")
 
-    def learning_rate_at(self, step: int) -> float:
-        """Return the learning rate of update ``step``, counted from 0."""
-        rate = self.learning_rate
+    def pace_at(self, step: int) -> float:
+        """Return the factor on both rates at update ``step``, counted from 0."""
         if step < self.warmup_steps:
-            return rate * (step + 1) / self.warmup_steps
-        if self.schedule == "cosine":
-            progress = (step - self.warmup_steps) / max(self.steps - self.warmup_steps, 1)
-            rate *= 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
-        return rate
+            return (step + 1) / self.warmup_steps
+        if self.schedule == "constant":
+            return 1.0
+        progress = (step - self.warmup_steps) / max(self.steps - self.warmup_steps, 1)
+        return 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))

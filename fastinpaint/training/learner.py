@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastinpaint.inference.prepare import blind_input
 from fastinpaint.losses.objective import InpaintObjective
 from fastinpaint.models.discriminator import PatchDiscriminator
 from fastinpaint.models.generator import GeneratorOutput, InpaintGenerator
 from fastinpaint.models.inputs import assemble_input
+from fastinpaint.training.muon import Muon
 
 
 class Learner:
@@ -24,6 +25,8 @@ class Learner:
         discriminator: None trains without an adversary.
         learning_rate: Adam's step size, for both networks.
         betas: Adam's decay rates.
+        kernel_rate: Above 0, ``Muon`` trains the generator's convolution kernels but those of the heads, with steps of
+            this length relative to the kernel's norm; 0 leaves everything to Adam.
         precision: ``torch.bfloat16`` runs the networks under autocast.
         channels_last: Store activations channels-last.
         compile: Run the generator through ``torch.compile``.
@@ -38,6 +41,7 @@ class Learner:
         *,
         learning_rate: float = 1e-5,
         betas: tuple[float, float] = (0.0, 0.9),
+        kernel_rate: float = 0.0,
         precision: torch.dtype = torch.float32,
         channels_last: bool = False,
         compile: bool = False,
@@ -53,10 +57,14 @@ class Learner:
         self.precision = precision
         self.hide_holes = hide_holes
         self._forward: Callable[[Tensor], GeneratorOutput] = torch.compile(generator) if compile else generator
-        self.optimizers = {
-            name: torch.optim.Adam(network.parameters(), lr=learning_rate, betas=betas, fused=True)
-            for name, network in self.networks.items()
-        }
+        kernels = set(_kernels(generator)) if kernel_rate else set()
+        self.optimizers: dict[str, torch.optim.Optimizer] = {}
+        for name, network in self.networks.items():
+            others = [parameter for parameter in network.parameters() if parameter not in kernels]
+            self.optimizers[name] = torch.optim.Adam(others, lr=learning_rate, betas=betas, fused=True)
+        if kernels:
+            self.optimizers["kernels"] = Muon([p for p in generator.parameters() if p in kernels], lr=kernel_rate)
+        self._rates = {name: optimizer.param_groups[0]["lr"] for name, optimizer in self.optimizers.items()}
 
     @property
     def networks(self) -> dict[str, InpaintGenerator | PatchDiscriminator]:
@@ -65,11 +73,11 @@ class Learner:
             return {"generator": self.generator}
         return {"generator": self.generator, "discriminator": self.discriminator}
 
-    def set_learning_rate(self, rate: float) -> None:
-        """Set Adam's step size of both networks."""
-        for optimizer in self.optimizers.values():
+    def set_pace(self, pace: float) -> None:
+        """Set each optimizer's step size to ``pace`` times the one it began with."""
+        for name, optimizer in self.optimizers.items():
             for settings in optimizer.param_groups:
-                settings["lr"] = rate
+                settings["lr"] = pace * self._rates[name]
 
     def update(self, image: Tensor, mask: Tensor) -> dict[str, Tensor]:
         """Take one step with each network.
@@ -82,10 +90,9 @@ class Learner:
             Named weighted terms, detached scalars; those of the discriminator begin with ``discriminator_``.
         """
         terms = self._generator_and_discriminator_terms(image, mask)
-        for name, optimizer in self.optimizers.items():
-            optimizer.zero_grad(set_to_none=True)
-            parameters = [p for p in self.networks[name].parameters() if p.requires_grad]
-            terms[name]["total"].backward(inputs=parameters)
+        for name, network in self.networks.items():
+            network.zero_grad(set_to_none=True)
+            terms[name]["total"].backward(inputs=list(network.parameters()))
         for optimizer in self.optimizers.values():
             optimizer.step()
         named = {key: value.detach() for key, value in terms["generator"].items()}
@@ -122,4 +129,12 @@ class Learner:
             raise ValueError(f"the saved run has {sorted(found)}, this one wants {sorted(wanted)}")
         for name, network in self.networks.items():
             network.load_state_dict(state[name])
-            self.optimizers[name].load_state_dict(state[f"{name}_optimizer"])
+        for name, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(state[f"{name}_optimizer"])
+
+
+def _kernels(generator: InpaintGenerator) -> Iterator[nn.Parameter]:
+    """The convolution kernels but those of the heads, whose scale counts because no norm need follow them."""
+    for name, parameter in generator.named_parameters():
+        if parameter.dim() == 4 and "_head." not in name:
+            yield parameter

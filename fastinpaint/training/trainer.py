@@ -105,14 +105,15 @@ class Trainer:
                 if request.stopped:
                     return
                 torch.manual_seed(config.seed + self.step)  # some terms draw: a resumed run must draw the same
-                self.learner.set_learning_rate(config.learning_rate_at(self.step))
+                self.learner.set_pace(config.pace_at(self.step))
                 window.add(self.learner.update(image.to(self.learner.device), self._mask(self.step)))
                 self.step += 1
                 bar.update()
                 if self.step % config.log_every == 0 or self.step == config.steps:
                     row = window.close()
                     self._check(row)
-                    log.write({"step": self.step, "learning_rate": config.learning_rate_at(self.step - 1), **row})
+                    rate = config.learning_rate * config.pace_at(self.step - 1)
+                    log.write({"step": self.step, "learning_rate": rate, **row})
                     bar.set_postfix({name: f"{value:.3g}" for name, value in row.items() if value})
                 if _due(self.step, config.sample_every):
                     self._draw_samples()
@@ -214,6 +215,7 @@ def build_learner(config: TrainConfig, say: Callable[[str], None]) -> Learner:
         discriminator and discriminator.to(device),
         learning_rate=config.learning_rate,
         betas=(config.beta1, config.beta2),
+        kernel_rate=config.kernel_rate,
         precision=torch.bfloat16 if config.precision == "bfloat16" else torch.float32,
         channels_last=config.channels_last,
         compile=config.compile,
