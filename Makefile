@@ -17,12 +17,13 @@ help:
 	@echo "make clean   remove the environment and everything built"
 
 $(VENV)/.created: constraints.txt
+	@echo "Making the environment in $(VENV); this downloads PyTorch and takes a few minutes."
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -c constraints.txt torch numpy "setuptools>=77" wheel "ninja>=1.11"
+	$(BIN)/python -m pip install -c constraints.txt torch numpy "setuptools>=77" wheel "ninja>=1.11"
 	@touch $@
 
 $(STAMP): $(VENV)/.created pyproject.toml $(NATIVE)
-	$(BIN)/python -m pip install --quiet --no-build-isolation -c constraints.txt -e ".[demo,test,lint]"
+	$(BIN)/python -m pip install --no-build-isolation -c constraints.txt -e ".[demo,test,lint]"
 	@touch $@
 
 demo: $(STAMP)
