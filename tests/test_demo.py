@@ -9,6 +9,7 @@ from fastinpaint.demo.photographs import (
     UNSEEN,
     draw_cases,
     load_photographs,
+    squares,
     training_batches,
 )
 from fastinpaint.demo.scores import hole_psnr, mean_color, telea
@@ -18,9 +19,7 @@ from fastinpaint.training.sheets import draw_sheet, edge_cell, gradient_cell
 
 pytest.importorskip("skimage")
 
-SMALL = DemoSettings(
-    base_channels=4, size=32, short_side=48, batch_size=4, holes_per_photograph=2, sheet_rows=2, updates=60
-)
+SMALL = DemoSettings(base_channels=4, size=32, batch_size=4, holes_per_photograph=2, sheet_rows=2, updates=60)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +49,7 @@ def test_training_really_happened(demo):
 
 def test_the_model_fills_and_leaves_the_rest_alone(demo):
     inpainter = Inpainter.from_pretrained(demo["model"], device="cpu")
-    for case in draw_cases(load_photographs(SEEN[:1], 48), 2, 32, seed=5):
+    for case in draw_cases(load_photographs(SEEN[:1], 32), 2, 32, seed=5):
         filled = inpainter(case.picture, case.hole)
         np.testing.assert_array_equal(filled[~case.hole], case.picture[~case.hole])
         assert 5 < hole_psnr(filled, case) < 60
@@ -62,8 +61,15 @@ def test_photographs_are_colour_and_of_the_asked_size():
     assert not set(SEEN) & set(UNSEEN)
 
 
+def test_squares_lie_a_quarter_of_their_side_apart():
+    picture = np.arange(40 * 60 * 3, dtype=np.uint32).reshape(40, 60, 3).astype(np.uint8)
+    cut = squares(picture, 32)
+    assert len(cut) == 2 * 4
+    np.testing.assert_array_equal(cut[5], picture[8:40, 8:40])
+
+
 def test_cases_and_batches_depend_on_the_seed_only():
-    pictures = load_photographs(SEEN[:2], 48)
+    pictures = load_photographs(SEEN[:2], 32)
     first, again, other = (draw_cases(pictures, 2, 32, seed) for seed in (1, 1, 2))
     for a, b in zip(first, again, strict=True):
         np.testing.assert_array_equal(a.picture, b.picture)
@@ -79,7 +85,7 @@ def test_cases_and_batches_depend_on_the_seed_only():
 
 
 def test_baselines_and_their_measure():
-    (case,) = draw_cases(load_photographs(SEEN[:1], 48), 1, 32, seed=3)
+    (case,) = draw_cases(load_photographs(SEEN[:1], 32), 1, 32, seed=3)
     for fill in (telea, mean_color):
         filled = fill(case.picture, case.hole)
         np.testing.assert_array_equal(filled[~case.hole], case.picture[~case.hole])

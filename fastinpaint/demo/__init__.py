@@ -26,11 +26,10 @@ class DemoSettings:
     """What the demo trains; the defaults are tuned for two CPU cores."""
 
     base_channels: int = 16
-    size: int = 96  # pixels, side of the squares
-    short_side: int = 128  # pixels, that photographs are shrunk to
+    size: int = 96  # pixels; photographs are shrunk until their shorter side is that long, and cut into squares
     batch_size: int = 2
     learning_rate: float = 1.5e-3
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[float, float] = (0.9, 0.99)
     kernel_rate: float = 0.03
     holes_per_photograph: int = 6
     sheet_rows: int = 4  # of each group
@@ -47,9 +46,9 @@ def run_demo(
 ) -> dict[str, Path]:
     """Train on four photographs, fill holes in them and in others, and write everything below ``output``.
 
-    Training sees the four photographs with random holes at random places. It is judged on squares and holes that
-    it did not see, in those four photographs, whose contents it has therefore largely learned by heart, and in
-    others. Seeds are fixed, but training lasts for a time, so the number of updates is the machine's.
+    Training sees squares of the four photographs with random holes. It is judged on holes that it did not see, in
+    those squares, which it has therefore largely learned by heart, and in photographs that it never saw. Seeds are
+    fixed, but training lasts for a time, so the number of updates is the machine's.
 
     Args:
         output: Folder to write to.
@@ -67,7 +66,7 @@ def run_demo(
     settings = settings or DemoSettings()
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     seconds = seconds or (GPU_SECONDS if place.type == "cuda" else CPU_SECONDS)
-    seen, unseen = (load_photographs(names, settings.short_side) for names in (SEEN, UNSEEN))
+    seen, unseen = (load_photographs(names, settings.size) for names in (SEEN, UNSEEN))
     learner = _build(settings, place, seed)
     print(f"training on {', '.join(SEEN)} for {seconds:.0f} s on {place}")
     batches = training_batches(seen, settings.batch_size, settings.size, seed)

@@ -62,25 +62,31 @@ def draw_cases(photographs: Mapping[str, Picture], per_photograph: int, size: in
     """Draw squares and holes that depend on the arguments only."""
     rng = np.random.default_rng(seed)
     holes = MaskSampler(HOLES, size, size, seed)
-    squares = [
-        (name, random_square(picture, size, rng))
+    chosen = [
+        (name, places[int(rng.integers(len(places)))])
         for name, picture in photographs.items()
+        for places in [squares(picture, size)]
         for _ in range(per_photograph)
     ]
-    return [Case(name, square, holes.sample(index)[0, 0].numpy() > 0.5) for index, (name, square) in enumerate(squares)]
+    return [Case(name, square, holes.sample(index)[0, 0].numpy() > 0.5) for index, (name, square) in enumerate(chosen)]
 
 
 def training_batches(
     photographs: Mapping[str, Picture], batch_size: int, size: int, seed: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Give image (B, 3, S, S) in [-1, 1] and mask (B, 1, S, S), 1 = hole, without end, at random places."""
+    """Give image (B, 3, S, S) in [-1, 1] and mask (B, 1, S, S), 1 = hole, without end.
+
+    Each photograph is as likely as another, whatever its length. Two holes are laid over each other, so that more of
+    a square has to be invented than when it is judged, and more is learned from it.
+    """
     rng = np.random.default_rng(seed)
     holes = MaskSampler(HOLES, size, size, seed)
-    pictures = list(photographs.values())
+    places = [squares(picture, size) for picture in photographs.values()]
     for step in itertools.count():
-        squares = [random_square(pictures[index], size, rng) for index in rng.integers(len(pictures), size=batch_size)]
-        masks = [holes.sample(step * batch_size + index) for index in range(batch_size)]
-        yield signed_tensor(np.stack(squares)), torch.cat(masks)
+        chosen = [places[index] for index in rng.integers(len(places), size=batch_size)]
+        image = np.stack([squares_of_one[int(rng.integers(len(squares_of_one)))] for squares_of_one in chosen])
+        masks = torch.cat([holes.sample(2 * step * batch_size + index) for index in range(2 * batch_size)])
+        yield signed_tensor(image), torch.maximum(*masks.chunk(2))
 
 
 def signed_tensor(squares: Picture) -> Tensor:
@@ -88,7 +94,12 @@ def signed_tensor(squares: Picture) -> Tensor:
     return torch.from_numpy(squares).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def random_square(picture: Picture, size: int, rng: np.random.Generator) -> Picture:
-    """Cut a square of ``size`` pixels at a random place."""
-    top, left = (int(rng.integers(side - size + 1)) for side in picture.shape[:2])
-    return picture[top : top + size, left : left + size]
+def squares(picture: Picture, size: int) -> list[Picture]:
+    """Cut out the squares of ``size`` pixels at a distance of a quarter of their side."""
+    height, width = picture.shape[:2]
+    step = max(size // 4, 1)
+    return [
+        picture[top : top + size, left : left + size]
+        for top in range(0, height - size + 1, step)
+        for left in range(0, width - size + 1, step)
+    ]
