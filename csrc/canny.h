@@ -7,7 +7,7 @@
 namespace fastinpaint {
 
 constexpr int64_t kStrip = 512;  // widest tile, in pixels: its rows stay in the caches. A multiple of 64
-constexpr int64_t kBand = 32;    // rows that a tile takes through all stages at a time
+constexpr int64_t kBand = 16;    // rows that a tile takes through all stages at a time
 constexpr int64_t kTileRows = 2 * kBand + 4;  // rows that a stage keeps
 constexpr int64_t kBlurredRows = 4;           // rows that are blurred along H together
 
