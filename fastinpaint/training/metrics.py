@@ -56,6 +56,6 @@ def draw_curves(rows: list[dict[str, Any]], path: Path, *, log_scale: bool = Tru
         axes.set_yscale("symlog" if any(row.get(n, 1) <= 0 for row in rows for n in names) else "log")
     axes.grid(alpha=0.3)
     if axes.lines:
-        axes.legend(fontsize="small")
+        figure.legend(loc="outside right center", fontsize="small")
     with atomic_write(path) as temporary:
         figure.savefig(temporary)
