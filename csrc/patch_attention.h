@@ -102,10 +102,10 @@ struct PatchLayout : PatchProblem {
   }
 
   int64_t ring_width() const { return strip_width + 2 * centre; }
-  int64_t key_plane() const {
-    return ring_width() * key_stride;
-  }                                                            // one row of keys for each pixel of a strip
-  int64_t margin() const { return round_up(reach(), lanes); }  // zeros before the first key of a slot
+  // One row of keys for each pixel of a strip.
+  int64_t key_plane() const { return ring_width() * key_stride; }
+  // Zeros before the first key of a slot.
+  int64_t margin() const { return round_up(reach(), lanes); }
   int64_t slot_size() const { return margin() + rows.count * key_plane(); }
   int64_t ring_size() const { return slots * slot_size() + margin() + lanes; }
   int64_t gram_size() const { return (strip_width + 4 * centre) * gram_width; }
