@@ -37,6 +37,14 @@ inline void check_type(const Tensor& tensor, ScalarType type, const char* name) 
                   ", got ", torch::headeronly::toString(tensor.scalar_type()));
 }
 
+inline void check_floating(const Tensor& tensor, const char* name) {
+  const ScalarType type = tensor.scalar_type();
+  STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::Double || type == ScalarType::BFloat16 ||
+                      type == ScalarType::Half,
+                  name, " must be float32, float64, bfloat16 or float16, got ",
+                  torch::headeronly::toString(type));
+}
+
 inline void check_cpu(const Tensor& tensor, const char* name) {
   STD_TORCH_CHECK(tensor.is_cpu(), name, " must lie on the CPU");
 }

@@ -19,6 +19,15 @@ STABLE_TORCH_LIBRARY(fastinpaint, m) {
   m.def(
       "pooled_attention_backward(Tensor grad, Tensor query, Tensor key, Tensor value, Tensor output, "
       "Tensor log_sum) -> (Tensor grad_query, Tensor grad_key, Tensor grad_value)");
+  m.def("sobel_edges(Tensor image) -> Tensor");
+  m.def("sobel_edges_backward(Tensor gradients) -> Tensor");
+  m.def("edge_priority(Tensor edges, int kernel_size, float sigma, int iterations) -> Tensor");
+  m.def(
+      "structure_loss(Tensor image, Tensor[] predictions, Tensor[] edges, float edge_alpha, float grad_alpha)"
+      " -> (Tensor terms, Tensor coefficients, Tensor priority, Tensor signs)");
+  m.def(
+      "structure_loss_backward(Tensor grad_terms, Tensor coefficients, Tensor priority, Tensor signs,"
+      " Tensor[] predictions) -> Tensor[]");
 }
 
 namespace {

@@ -6,23 +6,29 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 import fastinpaint as fi
+from fastinpaint.ops import _backend
 from fastinpaint.reference import sobel_edges as reference
 from tests.golden_data import golden, nchw, relative_error
 
+needs_native = pytest.mark.skipif(_backend.NATIVE_ERROR is not None, reason=f"native: {_backend.NATIVE_ERROR}")
+both_backends = pytest.mark.parametrize("backend", ["reference", pytest.param("native", marks=needs_native)])
 
-def test_golden_values_and_gradient():
+
+@both_backends
+def test_golden_values_and_gradient(backend):
     data = golden("sobel_edges")
     image = nchw(data["x"]).requires_grad_()
-    gradients = fi.sobel_edges(image)
+    gradients = fi.sobel_edges(image, backend=backend)
     assert relative_error(gradients, nchw(data["y"])) <= 1e-6
     gradients.backward(nchw(data["cotangent"]))
     assert relative_error(image.grad, nchw(data["dx"])) <= 1e-6
 
 
-@given(st.integers(2, 9), st.integers(2, 9), st.integers(1, 4), st.integers(0, 2))
-def test_equals_scipy(height, width, channels, batch):
+@both_backends
+@given(st.integers(2, 9), st.integers(2, 40), st.integers(1, 4), st.integers(0, 2))
+def test_equals_scipy(backend, height, width, channels, batch):
     image = torch.randn(batch, channels, height, width, dtype=torch.float64)
-    gradients = fi.sobel_edges(image)
+    gradients = fi.sobel_edges(image, backend=backend)
     assert gradients.shape == (batch, 2 * channels, height, width)
     for b, c in np.ndindex(batch, channels):
         plane = image[b, c].numpy()
@@ -33,6 +39,24 @@ def test_equals_scipy(height, width, channels, batch):
 
 def test_reference_gradcheck():
     torch.autograd.gradcheck(reference.sobel_edges, torch.randn(1, 2, 3, 4, dtype=torch.float64, requires_grad=True))
+
+
+@needs_native
+@pytest.mark.parametrize("shape", [(1, 1, 2, 2), (2, 3, 3, 2), (1, 2, 2, 7), (1, 1, 3, 9), (2, 1, 70, 130)])
+def test_native_gradient_is_the_transpose(shape, poisoned_memory):
+    image = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    cotangent = torch.randn(shape[0], 2 * shape[1], *shape[2:], dtype=torch.float64, requires_grad=True)
+    (expected,) = torch.autograd.grad(reference.sobel_edges(image), image, cotangent)
+    (found,) = torch.autograd.grad(fi.sobel_edges(image, backend="native"), image, cotangent, create_graph=True)
+    torch.testing.assert_close(found, expected)
+    (second,) = torch.autograd.grad(found, cotangent, image.detach())
+    torch.testing.assert_close(second, reference.sobel_edges(image.detach()))
+
+
+@needs_native
+def test_native_passes_opcheck():
+    torch.library.opcheck(torch.ops.fastinpaint.sobel_edges, (torch.randn(2, 3, 5, 6, requires_grad=True),))
+    torch.library.opcheck(torch.ops.fastinpaint.sobel_edges_backward, (torch.randn(2, 6, 5, 6, requires_grad=True),))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -1,10 +1,25 @@
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
 import fastinpaint as fi
+from fastinpaint.ops import _backend
 from fastinpaint.ops.structure_loss import structure_loss_terms
 from fastinpaint.reference import structure_loss as reference
 from tests.golden_data import golden, nchw, relative_error
+
+needs_native = pytest.mark.skipif(_backend.NATIVE_ERROR is not None, reason=f"native: {_backend.NATIVE_ERROR}")
+both_backends = pytest.mark.parametrize("backend", ["reference", pytest.param("native", marks=needs_native)])
+
+# (image, predictions): the pyramid of the generator, odd sides, sides that share no factor, the smallest, enlarging
+SIZES = [
+    ((64, 64), [(64, 64), (32, 32), (16, 16)]),
+    ((37, 51), [(37, 51), (18, 25), (9, 7), (2, 2), (40, 77)]),
+    ((3, 200), [(3, 200), (200, 3)]),
+]
 
 
 def _case(name):
@@ -18,8 +33,10 @@ def _case(name):
 
 @pytest.mark.parametrize("name", ["pyramid_structure_loss", "pyramid_structure_loss_rect"])
 @pytest.mark.parametrize("give_edges", [True, False])
-def test_golden_value_and_gradients(name, give_edges):
+@both_backends
+def test_golden_value_and_gradients(name, give_edges, backend):
     data, image, predictions, edges, alphas = _case(name)
+    alphas["backend"] = backend
     terms = structure_loss_terms(image, predictions, edges=edges if give_edges else None, **alphas)
     for index, prediction in enumerate(predictions):
         assert terms[index].sum().item() == pytest.approx(float(data[f"loss_{index}"]), rel=1e-5)
@@ -42,10 +59,11 @@ def test_golden_canny_maps_pixel_for_pixel(name):
         assert torch.equal(fi.canny(resized, sigma=1.5).float(), edge_map)
 
 
-def test_no_edge_gives_zero_instead_of_nan():
+@both_backends
+def test_no_edge_gives_zero_instead_of_nan(backend):
     prediction = torch.randn(2, 6, 8, 8, requires_grad=True)
     image = torch.zeros(2, 3, 8, 8)
-    terms = structure_loss_terms(image, [prediction], edges=[torch.zeros(2, 1, 8, 8)])
+    terms = structure_loss_terms(image, [prediction], edges=[torch.zeros(2, 1, 8, 8)], backend=backend)
     assert terms[0, 0] == 0
     assert terms[0, 1].item() == pytest.approx(0.1 * prediction.abs().mean().item())
     terms.sum().backward()
@@ -60,6 +78,134 @@ def test_reference_gradcheck():
         lambda image, *predictions: reference.pyramid_structure_loss(image, predictions, edges=edges),
         (image, *predictions),
     )
+
+
+def _random_case(image_size, sizes, batch=2, dtype=torch.float32):
+    image = torch.rand(batch, 3, *image_size) * 2 - 1
+    predictions = [(torch.randn(batch, 6, *size) * 2).to(dtype).requires_grad_() for size in sizes]
+    edges = [torch.rand(batch, 1, *size) < 0.1 for size in sizes]
+    return image, predictions, edges
+
+
+@needs_native
+@pytest.mark.parametrize(("image_size", "sizes"), SIZES)
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"),
+    # float32: taps, targets and coefficients are rounded once each; half precision rounds the gradient to 11 or 8 bits
+    [(torch.float32, 1e-6), (torch.float64, 1e-6), (torch.float16, 4e-4), (torch.bfloat16, 3e-3)],
+)
+def test_native_equals_float64_reference(image_size, sizes, dtype, tolerance, poisoned_memory):
+    image, predictions, edges = _random_case(image_size, sizes, dtype=dtype)
+    exact = [prediction.detach().double().requires_grad_() for prediction in predictions]
+    expected = reference.structure_loss_terms(image.double(), exact, edges=edges, edge_alpha=3.0, grad_alpha=0.7)
+    terms = structure_loss_terms(image, predictions, edges=edges, edge_alpha=3.0, grad_alpha=0.7, backend="native")
+    torch.testing.assert_close(terms.double(), expected, rtol=1e-6, atol=0)
+    incoming = torch.randn(len(sizes), 2) * 1024  # half precision would lose smaller gradients to underflow
+    terms.backward(incoming)
+    expected.backward(incoming.double())
+    for prediction, wanted in zip(predictions, exact, strict=True):
+        assert prediction.grad.dtype == dtype
+        assert relative_error(prediction.grad.double(), wanted.grad) <= tolerance
+
+
+@needs_native
+@pytest.mark.parametrize("dtype", [torch.bool, torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_native_takes_edges_and_image_of_any_type(dtype):
+    image, predictions, edges = _random_case((12, 20), [(12, 20), (5, 9)])
+    expected = structure_loss_terms(image, predictions, edges=edges, backend="reference")
+    found = structure_loss_terms(image, predictions, edges=[e.to(dtype) for e in edges], backend="native")
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
+    if dtype in (torch.bfloat16, torch.float16):
+        low = image.to(dtype)
+        expected = structure_loss_terms(low.float(), predictions, edges=edges, backend="native")
+        found = structure_loss_terms(low, predictions, edges=edges, backend="native")
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+@needs_native
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_native_gradient_takes_the_layout_of_the_prediction(dtype):
+    image, (prediction,), edges = _random_case((19, 24), [(19, 24)], dtype=dtype)
+    channels_last = prediction.detach().to(memory_format=torch.channels_last).requires_grad_()
+    strided = torch.zeros(2, 6, 19, 48, dtype=dtype)[..., ::2].copy_(prediction.detach()).requires_grad_()
+    losses = []
+    for each in (prediction, channels_last, strided):
+        losses.append(structure_loss_terms(image, [each], edges=edges, backend="native"))
+        losses[-1].sum().backward()
+    assert torch.equal(losses[0], losses[1])
+    assert torch.equal(losses[0], losses[2])
+    assert channels_last.grad.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(prediction.grad, channels_last.grad)
+    assert torch.equal(prediction.grad, strided.grad)
+
+
+@needs_native
+def test_native_bits_do_not_depend_on_the_number_of_threads():
+    image, predictions, edges = _random_case((96, 160), [(96, 160), (48, 80)])
+    results = []
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            terms = structure_loss_terms(image, predictions, edges=edges, backend="native")
+            results.append((terms, *torch.autograd.grad(terms.sum(), predictions)))
+    finally:
+        torch.set_num_threads(threads)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+@needs_native
+def test_native_sums_many_pixels_accurately():
+    image, predictions, edges = _random_case((512, 512), [(512, 512)], batch=4)
+    exact = [prediction.detach().double() for prediction in predictions]
+    expected = reference.structure_loss_terms(image.double(), exact, edges=edges)
+    found = structure_loss_terms(image, predictions, edges=edges, backend="native")
+    torch.testing.assert_close(found.double(), expected, rtol=2e-7, atol=0)
+
+
+@needs_native
+def test_native_gradient_is_zero_where_the_error_is():
+    image = torch.zeros(1, 3, 8, 8)
+    prediction = torch.tensor([-1.0, 0.0, 2.0, -0.0, 1e-30, float("nan")]).view(1, 6, 1, 1).repeat(1, 1, 8, 8)
+    prediction.requires_grad_()
+    edges = [torch.ones(1, 1, 8, 8)]
+    structure_loss_terms(image, [prediction], edges=edges, backend="native").sum().backward()
+    assert torch.equal(prediction.grad.sign()[0, :, 4, 4], torch.tensor([-1.0, 0.0, 1.0, 0.0, 1.0, 0.0]))
+
+
+@needs_native
+def test_native_says_where_it_cannot_serve():
+    image, predictions, edges = _random_case((8, 8), [(8, 8)])
+    image.requires_grad_()
+    with pytest.raises(ValueError, match="gradients with respect to predictions, not to image or edges"):
+        structure_loss_terms(image, predictions, edges=edges, backend="native")
+    with torch.no_grad():
+        structure_loss_terms(image, predictions, edges=edges, backend="native")
+    with pytest.raises(ValueError, match="float64 image"):
+        structure_loss_terms(image.detach().double(), predictions, edges=edges, backend="native")
+    terms = structure_loss_terms(image.detach(), predictions, edges=edges, backend="native")
+    (gradient,) = torch.autograd.grad(terms.sum(), predictions, create_graph=True)
+    with pytest.raises(RuntimeError, match="no second derivatives"):
+        gradient.sum().backward()
+
+
+@needs_native
+def test_native_passes_opcheck():
+    image, predictions, edges = _random_case((9, 12), [(9, 12), (4, 5)])
+    arguments = (image, predictions, edges, 20.0, 0.1)
+    torch.library.opcheck(torch.ops.fastinpaint.structure_loss, arguments)
+    _, *saved = torch.ops.fastinpaint.structure_loss(*arguments)
+    predictions = [prediction.detach() for prediction in predictions]
+    torch.library.opcheck(torch.ops.fastinpaint.structure_loss_backward, (torch.randn(2, 2), *saved, predictions))
+
+
+@needs_native
+def test_native_on_the_least_instruction_set():
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", "equals_float64"]
+    environment = {**os.environ, "FASTINPAINT_ISA": "baseline"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -79,11 +225,16 @@ def test_autocast_changes_nothing():
         torch.testing.assert_close(fi.pyramid_structure_loss(image, [prediction]), expected)
 
 
-def test_compiles_without_graph_break():
+@both_backends
+def test_compiles_without_graph_break(backend):
     image = torch.rand(1, 3, 16, 16) * 2 - 1
-    predictions = [torch.randn(1, 6, 16, 16), torch.randn(1, 6, 7, 5)]
+    predictions = [torch.randn(1, 6, 16, 16, requires_grad=True), torch.randn(1, 6, 7, 5, requires_grad=True)]
     compiled = torch.compile(fi.pyramid_structure_loss, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(image, predictions), fi.pyramid_structure_loss(image, predictions))
+    found, expected = (loss(image, predictions, backend=backend) for loss in (compiled, fi.pyramid_structure_loss))
+    torch.testing.assert_close(found, expected)
+    gradients = (torch.autograd.grad(loss, predictions) for loss in (found, expected))
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b)
 
 
 def test_memory_layout_does_not_matter():
@@ -96,9 +247,13 @@ def test_memory_layout_does_not_matter():
     torch.testing.assert_close(channels_last, expected)
 
 
-@pytest.mark.parametrize("empty_batch", [torch.zeros(0, 3, 8, 8)])
-def test_empty_batch_costs_nothing(empty_batch):
-    assert fi.pyramid_structure_loss(empty_batch, [torch.zeros(0, 6, 8, 8)]).item() == 0
+@both_backends
+def test_empty_batch_costs_nothing(backend):
+    prediction = torch.zeros(0, 6, 8, 8, requires_grad=True)
+    loss = fi.pyramid_structure_loss(torch.zeros(0, 3, 8, 8), [prediction], backend=backend)
+    assert loss.item() == 0
+    loss.backward()
+    assert prediction.grad.shape == (0, 6, 8, 8)
 
 
 def test_errors_say_what_was_wanted_and_what_came():

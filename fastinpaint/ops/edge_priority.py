@@ -1,5 +1,7 @@
 """Priority mask of an edge map."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -7,6 +9,7 @@ from fastinpaint.ops import _backend, _checks
 from fastinpaint.reference import edge_priority as reference
 
 _OP = "edge_priority"
+_NATIVE_REACH = 64  # pixels; kMaxBlurRadius of the extension
 
 
 def edge_priority(
@@ -27,7 +30,7 @@ def edge_priority(
         kernel_size: Side of the kernel in pixels, odd.
         sigma: Standard deviation in pixels, above 0.
         iterations: Number of blurs, at least 0.
-        backend: ``"auto"`` or ``"reference"``.
+        backend: ``"auto"``, ``"native"`` (blurs that reach 64 pixels or less) or ``"reference"``.
 
     Returns:
         (B, 1, H, W) in [0, 1] for edges in [0, 1]; the dtype of ``edges``, float32 for bool.
@@ -43,8 +46,36 @@ def edge_priority(
         raise ValueError(f"{_OP}: sigma must be above 0 pixels, got {sigma}")
     if iterations < 0:
         raise ValueError(f"{_OP}: iterations must be at least 0, got {iterations}")
-    _backend.select(_OP, backend, {"reference": None})
+    native = _native_gap(edges, iterations * (kernel_size // 2))
+    if _backend.select(_OP, backend, {"native": native, "reference": None}) == "native":
+        return torch.ops.fastinpaint.edge_priority(
+            edges.float() if boolean else edges, kernel_size, float(sigma), iterations
+        )
     dtype = torch.float32 if boolean else edges.dtype
     with torch.autocast(edges.device.type, enabled=False):
         wide = edges.float() if boolean else _checks.at_least_float32(edges)
         return reference.edge_priority(wide, kernel_size=kernel_size, sigma=sigma, iterations=iterations).to(dtype)
+
+
+def _native_gap(edges: Tensor, reach: int) -> str | None:
+    if reach > _NATIVE_REACH:
+        return f"the blurs reach {reach} pixels, above {_NATIVE_REACH}"
+    return _backend.native_reason(_OP, edges)
+
+
+def _fake(edges: Tensor, kernel_size: int, sigma: float, iterations: int) -> Tensor:
+    return edges.new_empty(edges.shape)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.options = inputs[1:]
+
+
+# The kernel is symmetric and the padding zero, so the blur is its own transpose.
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+    return torch.ops.fastinpaint.edge_priority(grad, *ctx.options), None, None, None
+
+
+if _backend.NATIVE_ERROR is None:
+    torch.library.register_fake("fastinpaint::edge_priority", _fake)
+    torch.library.register_autograd("fastinpaint::edge_priority", _backward, setup_context=_save)

@@ -1,6 +1,7 @@
 """Pyramid structure loss: multi-scale gradients, weighted near edges."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,7 +33,10 @@ def structure_loss_terms(
     if edges is None:
         with torch.no_grad():
             edges = [canny(nearest_resize(image, *p.shape[-2:]), sigma=sigma) for p in predictions]
-    _backend.select(_OP, backend, {"reference": None})
+    native = _native_gap(image, predictions, edges)
+    if _backend.select(_OP, backend, {"native": native, "reference": None}) == "native":
+        run = torch.ops.fastinpaint.structure_loss
+        return run(image, list(predictions), list(edges), float(edge_alpha), float(grad_alpha))[0]
     with torch.autocast(image.device.type, enabled=False):
         wide = [_checks.at_least_float32(prediction) for prediction in predictions]
         return reference.structure_loss_terms(
@@ -65,7 +69,7 @@ def pyramid_structure_loss(
         sigma: Standard deviation of Canny's Gaussian in pixels; unused when ``edges`` are given.
         edge_alpha: Weight of the priority mask. It cancels in the quotient; 0 switches the edge term off.
         grad_alpha: Weight of the mean absolute error.
-        backend: ``"auto"`` or ``"reference"``.
+        backend: ``"auto"``, ``"native"`` (gradients with respect to ``predictions`` only) or ``"reference"``.
 
     Returns:
         Scalar float32 (float64 for a float64 image), differentiable with respect to ``predictions`` and ``image``.
@@ -83,6 +87,14 @@ def pyramid_structure_loss(
         grad_alpha=grad_alpha,
         backend=backend,
     ).sum()
+
+
+def _native_gap(image: Tensor, predictions: Sequence[Tensor], edges: Sequence[Tensor]) -> str | None:
+    if image.dtype == torch.float64:
+        return "a float64 image is served by the reference"
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (image, *edges)):
+        return "it has gradients with respect to predictions, not to image or edges"
+    return _backend.native_reason("structure_loss", image, *predictions, *edges)
 
 
 def _check(image: Tensor, predictions: Sequence[Tensor], edges: Sequence[Tensor] | None, sigma: float) -> None:
@@ -109,3 +121,47 @@ def _check(image: Tensor, predictions: Sequence[Tensor], edges: Sequence[Tensor]
             _checks.check_same_device(_OP, image=image, **{f"edges[{index}]": edge_map})
     if edges is None and not sigma >= 0:
         raise ValueError(f"{_OP}: sigma must be at least 0 pixels, got {sigma}")
+
+
+def _fake(
+    image: Tensor, predictions: list[Tensor], edges: list[Tensor], edge_alpha: float, grad_alpha: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    saved = sum(p.shape[0] * p.shape[2] * ((p.shape[3] + 63) // 64 * 64) for p in predictions)
+    return (
+        image.new_empty((len(predictions), 2), dtype=torch.float32),
+        image.new_empty((len(predictions), 2), dtype=torch.float64),
+        image.new_empty((saved,), dtype=torch.float32),
+        image.new_empty((saved,), dtype=torch.int16),
+    )
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*output[1:], *inputs[1])
+
+
+def _backward(ctx: Any, grad_terms: Tensor | None, *_: None) -> tuple[Any, ...]:
+    coefficients, priority, signs, *predictions = ctx.saved_tensors
+    nothing = [None] * len(predictions)
+    if grad_terms is None:
+        return None, nothing, nothing, None, None
+    run = torch.ops.fastinpaint.structure_loss_backward
+    return None, run(grad_terms, coefficients, priority, signs, predictions), nothing, None, None
+
+
+def _backward_fake(
+    grad_terms: Tensor, coefficients: Tensor, priority: Tensor, signs: Tensor, predictions: list[Tensor]
+) -> list[Tensor]:
+    return [torch.empty_like(prediction) for prediction in predictions]
+
+
+def _no_second_derivative(ctx: Any, *_: Any) -> None:
+    raise RuntimeError(f'{_OP}: the native backend has no second derivatives; use backend="reference"')
+
+
+if _backend.NATIVE_ERROR is None:
+    torch.library.register_fake("fastinpaint::structure_loss", _fake)
+    torch.library.register_autograd("fastinpaint::structure_loss", _backward, setup_context=_save)
+    torch.library.register_fake("fastinpaint::structure_loss_backward", _backward_fake)
+    torch.library.register_autograd("fastinpaint::structure_loss_backward", _no_second_derivative)

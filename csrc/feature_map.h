@@ -1,0 +1,70 @@
+// An (B, C, H, W) tensor of any layout and floating-point (or bool) type, read and written row by row.
+#pragma once
+
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <type_traits>
+#include <vector>
+
+#include "common.h"
+
+namespace fastinpaint {
+
+using torch::headeronly::BFloat16;
+using torch::headeronly::Half;
+
+struct FeatureMap {
+  char* data;
+  ScalarType type;
+  int64_t item;        // bytes
+  int64_t strides[4];  // elements
+  int64_t height, width;
+
+  explicit FeatureMap(const Tensor& tensor)
+      : data(static_cast<char*>(tensor.data_ptr())),
+        type(tensor.scalar_type()),
+        item(static_cast<int64_t>(tensor.element_size())),
+        strides{tensor.stride(0), tensor.stride(1), tensor.stride(2), tensor.stride(3)},
+        height(tensor.size(2)),
+        width(tensor.size(3)) {}
+
+  char* row(int64_t b, int64_t c, int64_t y) const {
+    return data + (b * strides[0] + c * strides[1] + y * strides[2]) * item;
+  }
+};
+
+// Scratch memory of one thread, 64-byte aligned, kept between calls: fresh pages are slower than the kernels.
+template <class Real>
+Real* scratch(int64_t count) {
+  thread_local std::vector<Real> memory;
+  const auto needed = static_cast<size_t>(count) + 64 / sizeof(Real);
+  if (memory.size() < needed) memory.resize(needed);
+  const auto address = reinterpret_cast<uintptr_t>(memory.data());
+  return reinterpret_cast<Real*>((address + 63) / 64 * 64);
+}
+
+// Rows of one piece of work: about 8192 pixels, but at least `least` rows, so that what neighbours compute
+// twice stays small. It depends on the shape alone, and so does the order in which partial sums are added.
+inline int64_t strip_rows(int64_t width, int64_t least) {
+  return std::max(8192 / std::max(width, int64_t{1}), least);
+}
+
+inline int64_t strip_count(int64_t height, int64_t rows) {
+  return (height + rows - 1) / rows;
+}
+
+// Calls work(i) for i in [0, count), each thread taking the next i when it is done with one.
+template <class Work>
+void for_each_task(int64_t count, const Work& work) {
+  std::atomic<int64_t> next{0};
+  torch::stable::parallel_for(0, std::min<int64_t>(count, torch::stable::get_num_threads()), 1,
+                              [&](int64_t, int64_t) {
+                                for (int64_t i; (i = next++) < count;) work(i);
+                              });
+}
+
+}  // namespace fastinpaint
