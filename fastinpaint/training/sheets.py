@@ -19,7 +19,7 @@ Cell = npt.NDArray[np.uint8]
 _GAP = 6  # pixels
 _LABEL = 24  # pixels
 _STEEPEST = 4.0  # gradient of a step by half the range [-1, 1], with Sobel's unnormalised kernel
-_EDGE = 0.5  # least luminance gradient of an edge, in the same unit
+_EDGE = 1.0  # least luminance gradient of an edge, in the same unit
 
 
 def picture_cell(image: Tensor) -> Cell:
