@@ -17,9 +17,9 @@ from skimage import data
 from skimage.color import rgb2gray
 from skimage.feature import canny as skimage_canny
 
-import fastinpaint
 from benchmarks.harness import Report, time_in_turns
 from fastinpaint.ops._backend import native_reason
+from fastinpaint.ops.canny import canny
 
 SIGMA, LOW, HIGH = 1.5, 0.1, 0.2
 PHOTOGRAPHS = ("astronaut", "coffee", "chelsea", "rocket")
@@ -60,10 +60,10 @@ def rivals(images: Images) -> dict[str, Run]:
         return [cv2.Canny(cv2.GaussianBlur(image, (0, 0), SIGMA), LOW * 255, HIGH * 255) for image in bytes_]
 
     calls: dict[str, Run] = {
-        "native": lambda: fastinpaint.canny(tensor, backend="native", **options),
+        "native": lambda: canny(tensor, backend="native", **options),
         "OpenCV, 8 bit": opencv,
         "scikit-image": lambda: np.stack([skimage_canny(image, **options) for image in images]),
-        "reference": lambda: fastinpaint.canny(tensor, backend="reference", **options),
+        "reference": lambda: canny(tensor, backend="reference", **options),
     }
     if native_reason("canny", tensor) is not None:
         del calls["native"]
