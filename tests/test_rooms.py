@@ -70,3 +70,18 @@ def test_every_public_name_can_be_had_and_says_what_it_is():
 def test_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         getattr(fastinpaint, "nothing")  # noqa: B009
+
+
+def test_readme_names_every_file():
+    tree, folder = {}, ""
+    for line in (ROOT / "README.md").read_text().split("```text")[1].split("```")[0].splitlines():
+        if line.startswith("  "):
+            tree[f"{folder}{line.split()[0]}"] = line
+        elif line:
+            folder = line.split()[0]
+    rooms = ("fastinpaint", "csrc", "kernels", "benchmarks", "scripts")
+    kinds = {".py", ".cpp", ".h", ".inc", ".cu", ".cuh", ".sh", ".md"}
+    files = {str(p.relative_to(ROOT)): p for room in rooms for p in (ROOT / room).rglob("*") if p.suffix in kinds}
+    named = {name for name, path in files.items() if path.name != "__init__.py" and "results" not in path.parts}
+    assert named <= set(tree), f"README's tree lacks {sorted(named - set(tree))}"
+    assert set(tree) <= set(files), f"README's tree names what is not there: {sorted(set(tree) - set(files))}"
