@@ -4,7 +4,6 @@
 first, pixel for pixel; then the rivals take turns in one process.
 """
 
-import argparse
 from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any
@@ -17,7 +16,7 @@ from skimage import data
 from skimage.color import rgb2gray
 from skimage.feature import canny as skimage_canny
 
-from benchmarks.harness import Report, time_in_turns
+from benchmarks.harness import Report, run_as_program, time_in_turns
 from fastinpaint.ops._backend import native_reason
 from fastinpaint.ops.canny import canny
 
@@ -102,9 +101,4 @@ def report(cases: list[str] | None = None) -> Report:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("cases", nargs="*", help=f"of {', '.join(CASES)}", metavar="case")
-    names = parser.parse_args().cases
-    if set(names) - set(CASES):
-        parser.error(f"no case named {', '.join(sorted(set(names) - set(CASES)))}; there are {', '.join(CASES)}")
-    print(report(names).markdown())
+    run_as_program(report, CASES, __doc__)

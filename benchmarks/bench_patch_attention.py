@@ -4,17 +4,14 @@
 convolution form's first; then the rivals take turns in one process.
 """
 
-import argparse
-import ctypes
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.harness import Report, time_in_turns
+from benchmarks.harness import Report, extra_memory, run_as_program, time_in_turns
 from fastinpaint.ops.patch_attention import patch_attention
 from fastinpaint.reference.patch_attention import NORM_FLOOR, key_patches
 
@@ -76,19 +73,6 @@ def with_backward(run: Run, weight: Tensor) -> Run:
     return both
 
 
-def _peak_mib() -> float:
-    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1024
-
-
-def extra_memory(run: Run, features: Tensor) -> float:
-    """MiB by which a call raises the peak of resident memory (Linux, glibc)."""
-    ctypes.CDLL(None).malloc_trim(0)  # what earlier calls freed is not to be had for nothing
-    Path("/proc/self/clear_refs").write_text("5")
-    before = _peak_mib()
-    run(features)
-    return _peak_mib() - before
-
-
 def report(cases: list[str] | None = None) -> Report:
     """Time every case (or those named)."""
     result = Report(f"Patch attention, k = {KERNEL_SIZE}, stride {STRIDE}: per image", ours="native")
@@ -97,7 +81,7 @@ def report(cases: list[str] | None = None) -> Report:
         torch.manual_seed(0)
         features, weight = torch.randn(2, 1, channels, size, size)
         runs = {name: with_backward(run, weight) if backward else run for name, run in rivals().items()}
-        memory = ", ".join(f"{name} {extra_memory(run, features):.0f}" for name, run in runs.items())
+        memory = ", ".join(f"{name} {extra_memory(partial(run, features)):.0f}" for name, run in runs.items())
         result.notes.append(f"{case}: extra memory in MiB: {memory}.")
         check(runs, features, case)
         calls = {name: partial(run, features) for name, run in runs.items()}
@@ -106,9 +90,4 @@ def report(cases: list[str] | None = None) -> Report:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("cases", nargs="*", help=f"of {', '.join(CASES)}", metavar="case")
-    names = parser.parse_args().cases
-    if set(names) - set(CASES):
-        parser.error(f"no case named {', '.join(sorted(set(names) - set(CASES)))}; there are {', '.join(CASES)}")
-    print(report(names).markdown())
+    run_as_program(report, CASES, __doc__)

@@ -4,15 +4,12 @@
 compared with the eager ones first; then the rivals take turns in one process.
 """
 
-import argparse
-import ctypes
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from benchmarks.harness import Report, time_in_turns
+from benchmarks.harness import Report, extra_memory, run_as_program, time_in_turns
 from fastinpaint.ops.structure_loss import pyramid_structure_loss
 
 CASES = {  # batch, side of the largest of three scales in pixels, dtype of the predictions, whether with the backward
@@ -66,19 +63,6 @@ def check(runs: dict[str, Run], case: str) -> None:
                 raise SystemExit(f"{case}: {name} differs from eager by {error:.1e}")
 
 
-def _peak_mib() -> float:
-    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1024
-
-
-def extra_memory(run: Run) -> float:
-    """MiB by which a call raises the peak of resident memory, gradients included (Linux, glibc)."""
-    ctypes.CDLL(None).malloc_trim(0)  # what earlier calls freed is not to be had for nothing
-    Path("/proc/self/clear_refs").write_text("5")
-    before = _peak_mib()
-    run()
-    return _peak_mib() - before
-
-
 def least_bytes(tensors: Inputs, *, backward: bool) -> int:
     """What any implementation must move: every input read once, every gradient written once."""
     image, predictions, edges = tensors
@@ -104,9 +88,4 @@ def report(cases: list[str] | None = None) -> Report:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("cases", nargs="*", help=f"of {', '.join(CASES)}", metavar="case")
-    names = parser.parse_args().cases
-    if set(names) - set(CASES):
-        parser.error(f"no case named {', '.join(sorted(set(names) - set(CASES)))}; there are {', '.join(CASES)}")
-    print(report(names).markdown())
+    run_as_program(report, CASES, __doc__)

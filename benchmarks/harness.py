@@ -3,13 +3,15 @@
 A benchmark module ``bench_<op>`` has ``report() -> Report``; ``python -m benchmarks`` finds it by its name.
 """
 
+import argparse
+import ctypes
 import json
 import os
 import platform
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from importlib import metadata
@@ -84,6 +86,19 @@ def time_in_turns(
     return {name: Times(tuple(seconds)) for name, seconds in samples.items()}
 
 
+def extra_memory(run: Callable[[], object]) -> float:
+    """MiB by which a call raises the peak of resident memory (Linux with glibc)."""
+    ctypes.CDLL(None).malloc_trim(0)  # what earlier calls freed is not to be had for nothing
+    Path("/proc/self/clear_refs").write_text("5")
+    before = _peak_mib()
+    run()
+    return _peak_mib() - before
+
+
+def _peak_mib() -> float:
+    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1024
+
+
 @dataclass
 class Report:
     """Results of one benchmark.
@@ -135,6 +150,19 @@ class Report:
             fresh = folder / f".{name}.{suffix}.part"
             fresh.write_text(text)
             fresh.replace(folder / f"{name}.{suffix}")
+
+
+def run_as_program(
+    report: Callable[[list[str] | None], Report], cases: Collection[str], description: str | None
+) -> None:
+    """Print the report of the cases that the command line names, of all if it names none."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("cases", nargs="*", help=f"of {', '.join(cases)}", metavar="case")
+    names = parser.parse_args().cases
+    unknown = [name for name in names if name not in cases]
+    if unknown:
+        parser.error(f"no case named {', '.join(unknown)}; there are {', '.join(cases)}")
+    print(report(names).markdown())
 
 
 def circumstances() -> dict[str, str]:
