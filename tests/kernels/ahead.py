@@ -1,0 +1,138 @@
+"""Compile every Triton kernel for GPUs that are not there, and read what it needs.
+
+The launchers run with CPU tensors while a stand-in for Triton's driver names the target and every launch ends after
+compilation, so what is compiled is what a GPU would be given: the same specialisation, every tuning configuration.
+
+``python -m tests.kernels.ahead OUT.json`` writes the table for the installed Triton; with
+``tests/kernels/resources.json`` as OUT it replaces the recorded one and keeps those of other versions.
+"""
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+from triton.runtime.autotuner import Autotuner
+from triton.runtime.jit import JITFunction
+
+RECORDED = Path(__file__).parent / "resources.json"
+# Compute capability: bytes of shared memory that one block may have, from the CUDA programming guide.
+SHARED_LIMITS = {80: 166_912, 90: 232_448, 120: 101_376}
+
+# "operator / case / kernel / configuration / sm" -> registers, bytes of stack, bytes of shared memory
+Table = dict[str, list[int]]
+
+
+class _StandIn:
+    """The part of a driver that compilation asks; the device number is the capability, so caches stay apart."""
+
+    def __init__(self, capability: int) -> None:
+        self.capability = capability
+
+    def get_current_device(self) -> int:
+        return self.capability
+
+    def get_current_stream(self, _device: int) -> int:
+        return 0
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", self.capability, 32)
+
+
+def _resources(kernel) -> list[int]:
+    """Registers, stack and shared memory of a compiled kernel, from its machine code."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(kernel.asm["cubin"])
+        file.flush()
+        tool = triton.knobs.nvidia.cuobjdump.path
+        usage = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+    found = {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}
+    return [found["REG"], found["STACK"] + found["LOCAL"], kernel.metadata.shared]
+
+
+def _structure_loss() -> Iterator[tuple[str, Callable[[], object]]]:
+    from fastinpaint_kernels import structure_loss as kernels
+
+    image = torch.empty(2, 3, 64, 64)
+    sides = (64, 32, 16)
+    edges = [torch.empty(2, 1, n, n, dtype=torch.bool) for n in sides]
+    for name, dtype, layout in (
+        ("float32", torch.float32, torch.contiguous_format),
+        ("bfloat16 channels-last", torch.bfloat16, torch.channels_last),
+        ("float16", torch.float16, torch.contiguous_format),
+    ):
+        predictions = [torch.empty(2, 6, n, n, dtype=dtype).to(memory_format=layout) for n in sides]
+        last = layout == torch.channels_last
+
+        def run(predictions=predictions, dtype=dtype, last=last):
+            terms, *kept = kernels.structure_loss_forward(image, predictions, edges, 20.0, 0.1, True)
+            kernels.structure_loss_backward(terms, *kept, dtype=dtype, channels_last=last)
+
+        yield name, run
+
+
+def _pooled_attention() -> Iterator[tuple[str, Callable[[], object]]]:
+    from fastinpaint_kernels import pooled_attention as kernels
+
+    for dtype, width in ((torch.bfloat16, 8), (torch.float16, 64), (torch.float32, 16), (torch.float32, 64)):
+        inputs = [torch.empty(2, rows, width, dtype=dtype) for rows in (256, 128, 128)]
+
+        def run(inputs=inputs):
+            output, lse = kernels.pooled_attention_forward(*inputs)
+            kernels.pooled_attention_backward(output, *inputs, output, lse)
+
+        yield f"{str(dtype).removeprefix('torch.')} width {width}", run
+
+
+CASES = {"structure_loss": _structure_loss, "pooled_attention": _pooled_attention}
+
+
+def compile_all(capabilities: list[int]) -> Table:
+    """Compile all cases for the given compute capabilities."""
+    table: Table = {}
+    launch, tune = JITFunction.run, Autotuner.run
+    where = ""
+
+    def compile_only(self, *args, grid, warmup, **kwargs):
+        kernel = launch(self, *args, grid=grid, warmup=True, **kwargs)
+        sizes = {k: v for k, v in kwargs.items() if k.startswith("BLOCK") or k in ("num_warps", "num_stages")}
+        chosen = " ".join(f"{name}={value}" for name, value in sorted(sizes.items()))
+        table[f"{where} / {self.__name__} / {chosen} / sm_{driver.active.capability}"] = _resources(kernel)
+
+    def every_configuration(self, *args, **kwargs):
+        self.nargs = dict(zip(self.arg_names, args, strict=False))
+        for config in self.prune_configs(kwargs):
+            self.fn.run(*args, **kwargs, **config.all_kwargs())
+
+    JITFunction.run, Autotuner.run = compile_only, every_configuration
+    try:
+        for capability in capabilities:
+            driver.set_active(_StandIn(capability))
+            for op, cases in CASES.items():
+                for case, run in cases():
+                    where = f"{op} / {case}"
+                    run()
+    finally:
+        JITFunction.run, Autotuner.run = launch, tune
+    return table
+
+
+def main(out: Path) -> None:
+    recorded = json.loads(out.read_text()) if out.exists() else {}
+    recorded[triton.__version__] = compile_all(list(SHARED_LIMITS))
+    lines = (
+        f'"{version}": {{\n' + ",\n".join(f'  "{k}": {v}' for k, v in sorted(recorded[version].items())) + "\n}"
+        for version in sorted(recorded)
+    )
+    out.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,51 @@
+"""Tests of the Triton kernels run in Triton's interpreter, which must be chosen before Triton is imported.
+
+Each module runs in its own interpreting pytest process. To pick single tests set TRITON_INTERPRET=1 yourself.
+"""
+
+import importlib.util
+import os
+import subprocess
+import sys
+
+import pytest
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
+INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
+COMPILED = {"test_compile_ahead.py"}
+
+
+class InterpretedModule(pytest.File):
+    def collect(self):
+        yield InterpretedRun.from_parent(self, name="interpreted")
+
+
+class InterpretedRun(pytest.Item):
+    def runtest(self):
+        if importlib.util.find_spec("triton") is None:
+            pytest.skip("needs triton; it is not installed")
+        command = [sys.executable, "-m", "pytest", "-q", "--no-header", str(self.path)]
+        environment = {**os.environ, "TRITON_INTERPRET": "1"}
+        done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            pytest.fail(f"in Triton's interpreter:\n{done.stdout}\n{done.stderr}", pytrace=False)
+
+
+def pytest_pycollect_makemodule(module_path, parent):
+    if INTERPRETING or module_path.name in COMPILED:
+        return None
+    return InterpretedModule.from_parent(parent, path=module_path)
+
+
+if INTERPRETING:
+    from triton.runtime import interpreter
+
+    _multiply = interpreter.InterpreterBuilder.create_dot
+
+    def _dot_of_bfloat16(self, a, b, *rest):
+        """Triton's interpreter keeps bfloat16 as its bits and would multiply those."""
+        if a.dtype.scalar.is_bf16():
+            a, b = (self.cast_impl(x, interpreter.tl.float32) for x in (a, b))
+        return _multiply(self, a, b, *rest)
+
+    interpreter.InterpreterBuilder.create_dot = _dot_of_bfloat16

@@ -1,0 +1,47 @@
+"""Every kernel compiles for GPUs that are not there, within their limits and as recorded."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.kernels.conftest import ROOT
+
+if importlib.util.find_spec("triton") is None:
+    pytest.skip("needs triton; it is not installed", allow_module_level=True)
+
+from tests.kernels.ahead import RECORDED, SHARED_LIMITS
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory):
+    """What the installed Triton makes of the kernels; in a process of its own, for it replaces Triton's driver."""
+    out = tmp_path_factory.mktemp("ahead") / "resources.json"
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["PYTHONPATH"] = os.pathsep.join(["kernels", *filter(None, [environment.get("PYTHONPATH")])])
+    command = [sys.executable, "-m", "tests.kernels.ahead", str(out)]
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    ((version, table),) = json.loads(out.read_text()).items()
+    return version, table
+
+
+def test_no_kernel_spills_and_all_fit(compiled):
+    _, table = compiled
+    for name, (registers, stack, shared) in table.items():
+        limit = SHARED_LIMITS[int(name.rsplit("sm_", 1)[1])]
+        assert stack == 0, f"{name} spills: {stack} bytes of stack"
+        assert registers <= 255
+        assert shared <= limit, f"{name} wants {shared} bytes of shared memory, a block has {limit}"
+
+
+def test_equals_the_recorded_table(compiled):
+    version, table = compiled
+    recorded = json.loads(RECORDED.read_text())
+    if version not in recorded:
+        pytest.skip(f"resources were recorded with Triton {', '.join(recorded)}, not {version}")
+    update = "after a change that is meant: python -m tests.kernels.ahead tests/kernels/resources.json"
+    assert table == recorded[version], update

@@ -1,0 +1,81 @@
+import pytest
+import torch
+
+from fastinpaint.reference import structure_loss as reference
+from fastinpaint_kernels import structure_loss as kernels
+from tests.golden_data import relative_error
+
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
+
+# float32 sums in another order than the reference in float64; half-precision gradients are rounded once, and the
+# interpreter rounds to bfloat16 by truncation.
+TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 8e-3, torch.float16: 5e-4}
+ODD_SIZES = [(18, 35), (7, 13), (2, 3)]  # more than one tile, less than one, the least
+
+
+def _case(batch, image_size, sizes, dtype=torch.float32):
+    image = torch.rand(batch, 3, *image_size) * 2 - 1
+    predictions = [torch.randn(batch, 6, h, w).to(dtype) for h, w in sizes]
+    edges = [torch.rand(batch, 1, h, w) < 0.1 for h, w in sizes]
+    return image, predictions, edges
+
+
+def _expected(image, predictions, edges, weights, **alphas):
+    leaves = [p.double().requires_grad_() for p in predictions]
+    terms = reference.structure_loss_terms(image.double(), leaves, edges=edges, **alphas)
+    return terms.detach(), torch.autograd.grad(terms, leaves, weights.double())
+
+
+def _found(image, predictions, edges, weights, *, edge_alpha=20.0, grad_alpha=0.1):
+    terms, *kept = kernels.structure_loss_forward(image, predictions, edges, edge_alpha, grad_alpha, keep=True)
+    last = all(kernels.is_channels_last(p) for p in predictions)
+    return terms, kernels.structure_loss_backward(weights, *kept, dtype=predictions[0].dtype, channels_last=last)
+
+
+def _check(image, predictions, edges, **alphas):
+    weights = 1e3 * torch.rand(len(predictions), 2)  # keeps float16 gradients normal
+    terms, grads = _found(image, predictions, edges, weights, **alphas)
+    expected_terms, expected_grads = _expected(image, predictions, edges, weights, **alphas)
+    torch.testing.assert_close(terms.double(), expected_terms, rtol=1e-5, atol=1e-6)
+    for prediction, grad, expected in zip(predictions, grads, expected_grads, strict=True):
+        assert grad.dtype == prediction.dtype
+        assert relative_error(grad.double(), expected) <= TOLERANCE[prediction.dtype]
+
+
+def test_equals_the_reference_at_odd_sizes():
+    _check(*_case(2, (23, 35), ODD_SIZES))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_predictions(dtype):
+    _check(*_case(1, (8, 8), [(7, 13), (4, 4)], dtype))
+
+
+def test_layouts_of_memory_do_not_matter():
+    image, predictions, edges = _case(2, (9, 12), [(9, 12), (5, 6)])
+    weights = torch.rand(2, 2)
+    expected = _found(image, predictions, edges, weights)
+    last = torch.channels_last
+    wide = torch.zeros(2, 1, 9, 24, dtype=torch.bool)[..., ::2].copy_(edges[0])
+    moved = [p.to(memory_format=last) for p in predictions]
+    terms, grads = _found(image.to(memory_format=last), moved, [wide, edges[1]], weights)
+    assert torch.equal(terms, expected[0])
+    for grad, wanted in zip(grads, expected[1], strict=True):
+        assert grad.is_contiguous(memory_format=last)
+        assert torch.equal(grad, wanted)
+
+
+def test_edges_may_be_soft_and_few():
+    image, predictions, _ = _case(1, (8, 8), [(8, 8), (4, 4)])
+    _check(image, predictions, [torch.rand(1, 1, 8, 8), torch.zeros(1, 1, 4, 4)])
+    _check(image, predictions, [torch.rand(1, 1, 8, 8).half(), torch.ones(1, 1, 4, 4).bfloat16()], edge_alpha=0.0)
+
+
+def test_empty_batch_and_nothing_kept():
+    terms, grads = _found(*_case(0, (8, 8), [(8, 8)]), torch.ones(1, 2))
+    assert torch.equal(terms, torch.zeros(1, 2))
+    assert grads[0].shape == (0, 6, 8, 8)
+    case = _case(1, (8, 8), [(8, 8)])
+    terms, _, signs, priorities = kernels.structure_loss_forward(*case, 20.0, 0.1, keep=False)
+    assert torch.equal(terms, kernels.structure_loss_forward(*case, 20.0, 0.1, keep=True)[0])
+    assert signs[0].numel() == priorities[0].numel() == 0
