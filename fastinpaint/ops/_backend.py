@@ -5,10 +5,12 @@ import os
 import warnings
 from collections.abc import Mapping
 from importlib import import_module
+from importlib.util import find_spec
 
 import torch
 
 BACKENDS = ("triton", "native", "reference")
+_TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def _load_native() -> str | None:
@@ -51,6 +53,41 @@ def cpu_isa() -> str | None:
 def native_reason(op: str, *tensors: torch.Tensor) -> str | None:
     """Say why ``fastinpaint::op`` of the extension cannot take these tensors; None when it can."""
     return _native_reason(op, tuple(tensor.device.type for tensor in tensors))
+
+
+@functools.cache
+def _triton_gap(device_type: str, device_index: int | None, dtypes: tuple[torch.dtype, ...]) -> str | None:
+    for package in ("triton", "fastinpaint_kernels"):
+        if find_spec(package) is None:
+            return f"{package} is not installed"
+    if device_type != "cuda":
+        return f"it needs CUDA tensors, got {device_type} tensors"
+    unknown = [dtype for dtype in dtypes if dtype not in _TRITON_DTYPES]
+    if unknown:
+        return f"it takes float32, bfloat16 and float16, got {unknown[0]}"
+    if torch.version.cuda and torch.cuda.get_device_capability(device_index) < (8, 0):
+        return "it needs a GPU of compute capability 8.0 or above"
+    return None
+
+
+@torch.compiler.assume_constant_result
+def _triton_reason(devices: tuple[tuple[str, int | None], ...], dtypes: tuple[torch.dtype, ...]) -> str | None:
+    if len(set(devices)) != 1:
+        return "tensors lie on different devices"
+    return _triton_gap(*devices[0], dtypes)
+
+
+def triton_reason(*tensors: torch.Tensor) -> str | None:
+    """Say why the Triton kernels cannot take these tensors; None when they can."""
+    devices = tuple((tensor.device.type, tensor.device.index) for tensor in tensors)
+    return _triton_reason(devices, tuple(dict.fromkeys(tensor.dtype for tensor in tensors)))
+
+
+def ranked(device: torch.device, *, triton: str | None, native: str | None) -> dict[str, str | None]:
+    """Candidates for ``select``, best first: Triton on a GPU; elsewhere it is not even worth a warning."""
+    if device.type == "cuda":
+        return {"triton": triton, "native": native, "reference": None}
+    return {"native": native, "reference": None, "triton": triton}
 
 
 @functools.cache

@@ -9,6 +9,7 @@ from fastinpaint.ops import _backend, _checks
 from fastinpaint.reference import pooled_attention as reference
 
 _OP = "pooled_attention"
+_TRITON_WIDEST = 64  # MAX_WIDTH of fastinpaint_kernels.pooled_attention
 
 
 def pooled_attention(query: Tensor, key: Tensor, value: Tensor, *, backend: str = "auto") -> Tensor:
@@ -21,8 +22,9 @@ def pooled_attention(query: Tensor, key: Tensor, value: Tensor, *, backend: str 
         query: (B, N, d) floating point.
         key: (B, M, d), M at least 1, the dtype of ``query``.
         value: (B, M, dv), the dtype of ``query``.
-        backend: ``"auto"``, ``"native"`` (CPU; memory grows with N + M, not with N * M; the gradients cannot be
-            differentiated again) or ``"reference"``.
+        backend: ``"auto"``, ``"triton"`` (GPU; d and dv up to 64, any dtype but float64; logits in float32, see
+            ``fastinpaint_kernels.pooled_attention`` for their precision), ``"native"`` (CPU) or ``"reference"``. The
+            first two need memory for N + M, not for N * M, and their gradients cannot be differentiated again.
 
     Returns:
         (B, N, dv) in the dtype of ``query``; each row a convex combination of the rows of ``value``.
@@ -32,12 +34,22 @@ def pooled_attention(query: Tensor, key: Tensor, value: Tensor, *, backend: str 
         ValueError: Shapes that do not fit, different devices, or a backend that cannot serve.
     """
     _check(query, key, value)
-    chosen = _backend.select(_OP, backend, {"native": _native_reason(query, key, value), "reference": None})
+    triton, native = _triton_reason(query, key, value), _native_reason(query, key, value)
+    chosen = _backend.select(_OP, backend, _backend.ranked(query.device, triton=triton, native=native))
+    if chosen == "triton":
+        return torch.ops.fastinpaint_triton.pooled_attention(query, key, value)[0]
     with torch.autocast(query.device.type, enabled=False):
         wide = (_checks.at_least_float32(tensor) for tensor in (query, key, value))
         if chosen == "native":
             return torch.ops.fastinpaint.pooled_attention(*wide)[0].to(query.dtype)
         return reference.pooled_attention(*wide).to(query.dtype)
+
+
+def _triton_reason(query: Tensor, key: Tensor, value: Tensor) -> str | None:
+    width = max(query.shape[2], value.shape[2])
+    if not 1 <= width <= _TRITON_WIDEST:
+        return f"it takes widths up to {_TRITON_WIDEST}, got {width}"
+    return _backend.triton_reason(query, key, value)
 
 
 def _native_reason(query: Tensor, key: Tensor, value: Tensor) -> str | None:
@@ -58,9 +70,26 @@ def _check(query: Tensor, key: Tensor, value: Tensor) -> None:
     _checks.check_same_device(_OP, query=query, key=key, value=value)
 
 
+@torch.library.custom_op("fastinpaint_triton::pooled_attention", mutates_args=())
+def _triton_forward(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    from fastinpaint_kernels import pooled_attention as kernels
+
+    return kernels.pooled_attention_forward(query, key, value)
+
+
+@torch.library.custom_op("fastinpaint_triton::pooled_attention_backward", mutates_args=())
+def _triton_backward(
+    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, output: Tensor, log_sum: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    from fastinpaint_kernels import pooled_attention as kernels
+
+    return kernels.pooled_attention_backward(grad, query, key, value, output, log_sum)
+
+
 def _fake(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
     batch, queries, _ = query.shape
-    return query.new_empty((batch, queries, value.shape[2])), query.new_empty((batch, queries))
+    output = query.new_empty((batch, queries, value.shape[2]))
+    return output, query.new_empty((batch, queries), dtype=torch.float32)
 
 
 def _backward_fake(
@@ -74,17 +103,25 @@ def _setup(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: tuple[Tensor
     ctx.save_for_backward(*inputs, *output)
 
 
-def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    gradients: tuple[Tensor, Tensor, Tensor] = torch.ops.fastinpaint.pooled_attention_backward(grad, *ctx.saved_tensors)
-    return gradients
-
-
 def _no_second_derivative(ctx: Any, *grads: Tensor) -> None:
-    raise RuntimeError(f'{_OP}: the native backend has no second derivatives; use backend="reference"')
+    raise RuntimeError(f'{_OP}: the triton and native backends have no second derivatives; use backend="reference"')
 
 
+def _register(namespace: str) -> None:
+    """Tell torch about shapes and gradients of the operator and of its backward pass."""
+    forward, backward = f"{namespace}::{_OP}", f"{namespace}::{_OP}_backward"
+
+    def run_backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        run = getattr(torch.ops, namespace).pooled_attention_backward
+        gradients: tuple[Tensor, Tensor, Tensor] = run(grad, *ctx.saved_tensors)
+        return gradients
+
+    torch.library.register_fake(forward, _fake)
+    torch.library.register_autograd(forward, run_backward, setup_context=_setup)
+    torch.library.register_fake(backward, _backward_fake)
+    torch.library.register_autograd(backward, _no_second_derivative)
+
+
+_register("fastinpaint_triton")
 if hasattr(torch.ops.fastinpaint, _OP):
-    torch.library.register_fake("fastinpaint::pooled_attention", _fake)
-    torch.library.register_autograd("fastinpaint::pooled_attention", _backward, setup_context=_setup)
-    torch.library.register_fake("fastinpaint::pooled_attention_backward", _backward_fake)
-    torch.library.register_autograd("fastinpaint::pooled_attention_backward", _no_second_derivative)
+    _register("fastinpaint")

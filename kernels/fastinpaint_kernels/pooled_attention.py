@@ -1,7 +1,7 @@
 """softmax(Q K^T) V for narrow heads, without ever holding an N x M tensor.
 
-The matrix unit wants 16 columns. Narrower heads are padded by masked loads, and the padding of the values is put to use:
-a column of ones makes the product that adds up the weighted values add up the weights, too.
+The matrix unit wants 16 columns. Narrower heads are padded by masked loads, and the padding of the values is put to
+use: a column of ones makes the product that adds up the weighted values add up the weights, too.
 
 Precision. bfloat16 and float16: the logits are exact products summed in float32; weights are rounded to the input's
 dtype before they meet the values, numerator and denominator alike. float32: each product is taken as three products of
@@ -272,8 +272,8 @@ def pooled_attention_forward(query: Tensor, key: Tensor, value: Tensor) -> tuple
         value: (B, M, dv), the dtype of ``query``.
 
     Returns:
-        output (B, N, dv) in the dtype of ``query``, and for ``pooled_attention_backward`` the log2 of each query's sum of
-        exp(logit), (B, N) float32.
+        output (B, N, dv) in the dtype of ``query``, and for ``pooled_attention_backward`` the log2 of each query's sum
+        of exp(logit), (B, N) float32.
     """
     (batch, queries, width), (_, keys, value_width) = query.shape, value.shape
     output = query.new_empty((batch, queries, value_width))

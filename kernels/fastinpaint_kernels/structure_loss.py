@@ -133,7 +133,6 @@ def _forward_kernel(
     heights,
     widths,
     SCALES: tl.constexpr,
-    KEEP: tl.constexpr,  # whether signs and priorities are written
     IMAGE_LAST: tl.constexpr,  # whether the channels of a pixel lie side by side in memory
     PREDICTIONS_LAST: tl.constexpr,
     BLOCK_H: tl.constexpr,
@@ -185,11 +184,10 @@ def _forward_kernel(
         p_channel += 1 if IMAGE_LAST else image_height * image_width
         p_prediction += 2 * next_gradient
 
-    if KEEP:
-        p_sign = _pick(p_signs, i_scale, SCALES) + o_image
-        tl.store(p_sign + o_tile, b_signs.to(tl.int16), mask=m_tile)
-        p_priority = _pick(p_priorities, i_scale, SCALES) + o_image
-        tl.store(p_priority + o_tile, b_priority, mask=m_tile)
+    p_sign = _pick(p_signs, i_scale, SCALES) + o_image
+    tl.store(p_sign + o_tile, b_signs.to(tl.int16), mask=m_tile)
+    p_priority = _pick(p_priorities, i_scale, SCALES) + o_image
+    tl.store(p_priority + o_tile, b_priority, mask=m_tile)
     p_partial = p_partials + i_program.to(tl.int64) * 3
     tl.store(p_partial, tl.sum(b_priority * b_errors))
     tl.store(p_partial + 1, tl.sum(b_errors))
@@ -269,10 +267,6 @@ def is_channels_last(tensor: Tensor) -> bool:
     return tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous()
 
 
-def _layout(channels_last: bool) -> torch.memory_format:
-    return torch.channels_last if channels_last else torch.contiguous_format
-
-
 def _edge_maps(edges: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """The edge maps, contiguous and in one dtype."""
     dtype = edges[0].dtype if len({e.dtype for e in edges}) == 1 else torch.float32
@@ -280,87 +274,72 @@ def _edge_maps(edges: Sequence[Tensor]) -> tuple[Tensor, ...]:
     return tuple(e.view(torch.uint8) if dtype == torch.bool else e for e in maps)
 
 
+def _parts(flat: Tensor, maps: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Views into one flat tensor, one value for each pixel of each map (B, C, h, w)."""
+    return flat.split([m.shape[0] * m.shape[2] * m.shape[3] for m in maps])
+
+
 def structure_loss_forward(
-    image: Tensor,
-    predictions: Sequence[Tensor],
-    edges: Sequence[Tensor],
-    edge_alpha: float,
-    grad_alpha: float,
-    keep: bool,
-) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor]]:
+    image: Tensor, predictions: Sequence[Tensor], edges: Sequence[Tensor], edge_alpha: float, grad_alpha: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Weighted terms of every scale, and what ``structure_loss_backward`` needs.
 
     Args:
         image: (B, 3, H, W) float32, bfloat16 or float16; as all sides, H and W at most ``MAX_SIDE``.
-        predictions: At most ``MAX_SCALES`` maps (B, 6, h, w) of one dtype, float32, bfloat16 or float16; contiguous or
-            channels-last all of them, else they are copied.
+        predictions: At most ``MAX_SCALES`` maps (B, 6, h, w) of one dtype, float32, bfloat16 or float16; all
+            contiguous or all channels-last.
         edges: For each prediction (B, 1, h, w), bool or floating point; copied where the dtypes differ.
         edge_alpha: Weight of the priorities.
         grad_alpha: Weight of the mean absolute error.
-        keep: Whether signs and priorities are wanted; without them the two lists hold empty tensors.
 
     Returns:
-        terms (scales, 2) float32, slopes (scales, 2) float32, signs (B, h, w) int16 and priorities (B, h, w) float32 of
-        every scale.
+        terms (scales, 2) float32, their slopes (scales, 2) float32, and for all pixels of all scales priorities float32
+        and signs int16.
     """
     batch, _, image_height, image_width = image.shape
     heights, widths = (tuple(p.shape[axis] for p in predictions) for axis in (2, 3))
-    sizes = list(zip(heights, widths, strict=True))
-    tiles = (batch * triton.cdiv(h, BLOCK_H) * triton.cdiv(w, BLOCK_W) for h, w in sizes)
+    tiles = (batch * triton.cdiv(h, BLOCK_H) * triton.cdiv(w, BLOCK_W) for h, w in zip(heights, widths, strict=True))
     first_tiles = (0, *accumulate(tiles))
-    scales = len(sizes)
-    terms, slopes = image.new_empty((2, scales, 2), dtype=torch.float32)
+    scales = len(heights)
+    terms, slopes = (image.new_empty((scales, 2), dtype=torch.float32) for _ in range(2))
     partials = image.new_empty((first_tiles[-1], 3), dtype=torch.float32)
-    kept = [(batch if keep else 0, h, w) for h, w in sizes]
-    signs = [image.new_empty(shape, dtype=torch.int16) for shape in kept]
-    priorities = [image.new_empty(shape, dtype=torch.float32) for shape in kept]
+    pixels = sum(edge_map.numel() for edge_map in edges)
+    priorities, signs = (image.new_empty((pixels,), dtype=dtype) for dtype in (torch.float32, torch.int16))
     image_last = is_channels_last(image)
-    predictions_last = all(is_channels_last(p) for p in predictions)
-    alike = tuple(p.contiguous(memory_format=_layout(predictions_last)) for p in predictions)
     with on_device_of(image):
         if first_tiles[-1] > 0:
             _forward_kernel[(first_tiles[-1],)](
-                image.contiguous(memory_format=_layout(image_last)), alike, _edge_maps(edges),
-                tuple(signs), tuple(priorities), partials, first_tiles, image_height, image_width, heights, widths,
-                SCALES=scales, KEEP=keep, IMAGE_LAST=image_last, PREDICTIONS_LAST=predictions_last,
+                image.contiguous(memory_format=torch.channels_last if image_last else torch.contiguous_format),
+                tuple(predictions), _edge_maps(edges), _parts(signs, edges), _parts(priorities, edges),
+                partials, first_tiles, image_height, image_width, heights, widths,
+                SCALES=scales, IMAGE_LAST=image_last, PREDICTIONS_LAST=all(is_channels_last(p) for p in predictions),
                 BLOCK_H=BLOCK_H, BLOCK_W=BLOCK_W, ROWS=32, num_warps=8, maxnreg=80,
             )  # fmt: skip
         gradient_slopes = tuple(grad_alpha / max(p.numel(), 1) for p in predictions)
         _terms_kernel[(scales,)](
             partials, terms, slopes, first_tiles, edge_alpha, gradient_slopes, SCALES=scales, BLOCK=1024, num_warps=8
         )
-    return terms, slopes, signs, priorities
+    return terms, slopes, priorities, signs
 
 
 def structure_loss_backward(
-    grad_terms: Tensor,
-    slopes: Tensor,
-    signs: Sequence[Tensor],
-    priorities: Sequence[Tensor],
-    dtype: torch.dtype,
-    channels_last: bool,
+    grad_terms: Tensor, slopes: Tensor, priorities: Tensor, signs: Tensor, predictions: Sequence[Tensor]
 ) -> list[Tensor]:
     """Gradients (B, 6, h, w) of all predictions, given that of the terms (scales, 2) float32.
 
-    Args:
-        grad_terms: Gradient of the terms.
-        slopes: As ``structure_loss_forward`` returned them with ``keep``; so are ``signs`` and ``priorities``.
-        signs: For each scale (B, h, w) int16.
-        priorities: For each scale (B, h, w) float32.
-        dtype: That of the gradients.
-        channels_last: Whether the gradients are wanted in channels-last memory instead of contiguous.
+    The values of ``predictions`` are not read: they give shapes, dtype and layout. ``slopes``, ``priorities`` and
+    ``signs`` are what ``structure_loss_forward`` returned.
     """
-    grads = [
-        torch.empty((s.shape[0], 6, *s.shape[1:]), dtype=dtype, device=s.device, memory_format=_layout(channels_last))
-        for s in signs
-    ]
-    pixels = tuple(s.shape[1] * s.shape[2] for s in signs)
-    first_blocks = (0, *accumulate(s.shape[0] * triton.cdiv(n, PIXELS) for s, n in zip(signs, pixels, strict=True)))
+    grads = [torch.empty_like(p) for p in predictions]
+    pixels = tuple(p.shape[2] * p.shape[3] for p in predictions)
+    blocks = (p.shape[0] * triton.cdiv(count, PIXELS) for p, count in zip(predictions, pixels, strict=True))
+    first_blocks = (0, *accumulate(blocks))
     if first_blocks[-1] == 0:
         return grads
     with on_device_of(grad_terms):
         _backward_kernel[(first_blocks[-1],)](
-            grad_terms.contiguous(), slopes, tuple(signs), tuple(priorities), tuple(grads), first_blocks, pixels,
-            SCALES=len(grads), LAST=channels_last, BLOCK=PIXELS, num_warps=4,
+            grad_terms.contiguous(), slopes, _parts(signs, predictions), _parts(priorities, predictions), tuple(grads),
+            first_blocks, pixels,
+            SCALES=len(grads), LAST=all(is_channels_last(p) for p in predictions), BLOCK=PIXELS, num_warps=4,
         )  # fmt: skip
     return grads

@@ -69,11 +69,10 @@ def _structure_loss() -> Iterator[tuple[str, Callable[[], object]]]:
         ("float16", torch.float16, torch.contiguous_format),
     ):
         predictions = [torch.empty(2, 6, n, n, dtype=dtype).to(memory_format=layout) for n in sides]
-        last = layout == torch.channels_last
 
-        def run(predictions=predictions, dtype=dtype, last=last):
-            terms, *kept = kernels.structure_loss_forward(image, predictions, edges, 20.0, 0.1, True)
-            kernels.structure_loss_backward(terms, *kept, dtype=dtype, channels_last=last)
+        def run(predictions=predictions):
+            terms, *kept = kernels.structure_loss_forward(image, predictions, edges, 20.0, 0.1)
+            kernels.structure_loss_backward(terms, *kept, predictions)
 
         yield name, run
 
