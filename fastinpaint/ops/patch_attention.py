@@ -35,8 +35,8 @@ def patch_attention(
         stride: Distance of neighbouring keys in pixels, at least 1.
         softmax_scale: Factor on the similarities.
         aggregation: ``"correlation"`` or ``"overlap_add"``.
-        backend: ``"auto"``, ``"native"`` (on the CPU; memory grows with H * W, not its square; no float64, no second
-            derivatives, ``kernel_size`` up to 15) or ``"reference"``.
+        backend: ``"auto"``, ``"triton"`` (GPU), ``"native"`` (CPU; ``kernel_size`` up to 15) or ``"reference"``. For
+            the first two memory grows with H * W, not its square; no float64, no second derivatives.
 
     Returns:
         (B, C, H, W) in the dtype of ``features``; softmax and sums are float32 for half-precision inputs.
@@ -52,11 +52,13 @@ def patch_attention(
     if aggregation not in AGGREGATIONS:
         raise ValueError(f"{_OP}: aggregation must be one of {', '.join(AGGREGATIONS)}, got {aggregation!r}")
     wide = _checks.at_least_float32(features)
-    chosen = _backend.select(_OP, backend, {"native": _native_gap(wide, kernel_size), "reference": None})
+    gaps = {"triton": _backend.triton_reason(features), "native": _native_gap(wide, kernel_size)}
+    chosen = _backend.select(_OP, backend, _backend.ranked(features.device, **gaps))
+    options = (kernel_size, stride, float(softmax_scale), aggregation == "overlap_add")
+    if chosen == "triton":
+        return torch.ops.fastinpaint_triton.patch_attention(features, *options)[0]
     if chosen == "native":
-        overlap_add = aggregation == "overlap_add"
-        run = torch.ops.fastinpaint.patch_attention
-        return run(wide, kernel_size, stride, float(softmax_scale), overlap_add).to(features.dtype)
+        return torch.ops.fastinpaint.patch_attention(wide, *options).to(features.dtype)
     with torch.autocast(features.device.type, enabled=False):
         return reference.patch_attention(
             wide, kernel_size=kernel_size, stride=stride, softmax_scale=softmax_scale, aggregation=aggregation
@@ -69,6 +71,55 @@ def _native_gap(features: Tensor, kernel_size: int) -> str | None:
     if kernel_size > _NATIVE_LARGEST_KERNEL:
         return f"it takes kernel_size up to {_NATIVE_LARGEST_KERNEL}, got {kernel_size}"
     return _backend.native_reason(_OP, features)
+
+
+@torch.library.custom_op("fastinpaint_triton::patch_attention", mutates_args=())
+def _triton_forward(
+    features: Tensor, kernel_size: int, stride: int, softmax_scale: float, overlap_add: bool
+) -> tuple[Tensor, Tensor]:
+    from fastinpaint_kernels import patch_attention as kernels
+
+    with torch.autocast(features.device.type, enabled=False):
+        return kernels.patch_attention_forward(features, kernel_size, stride, softmax_scale, overlap_add)
+
+
+@torch.library.custom_op("fastinpaint_triton::patch_attention_backward", mutates_args=())
+def _triton_backward(
+    grad_output: Tensor,
+    features: Tensor,
+    log_sum: Tensor,
+    kernel_size: int,
+    stride: int,
+    softmax_scale: float,
+    overlap_add: bool,
+) -> Tensor:
+    from fastinpaint_kernels import patch_attention as kernels
+
+    options = (kernel_size, stride, softmax_scale, overlap_add)
+    with torch.autocast(features.device.type, enabled=False):
+        return kernels.patch_attention_backward(grad_output, features, log_sum, *options)
+
+
+def _triton_fake(
+    features: Tensor, kernel_size: int, stride: int, softmax_scale: float, overlap_add: bool
+) -> tuple[Tensor, Tensor]:
+    batch, _, height, width = features.shape
+    return torch.empty_like(features), features.new_empty((batch, height * width), dtype=torch.float32)
+
+
+def _triton_fake_backward(grad_output: Tensor, features: Tensor, log_sum: Tensor, *options: float) -> Tensor:
+    return torch.empty_like(features)
+
+
+def _triton_setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    features, *ctx.options = inputs
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(features, output[1])
+
+
+def _triton_differentiate(ctx: Any, grad_output: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    run = torch.ops.fastinpaint_triton.patch_attention_backward
+    return run(grad_output, *ctx.saved_tensors, *ctx.options), None, None, None, None
 
 
 def _fake(features: Tensor, kernel_size: int, stride: int, softmax_scale: float, overlap_add: bool) -> Tensor:
@@ -90,9 +141,15 @@ def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
 
 
 def _second_derivative(ctx: Any, grad: Tensor) -> None:
-    raise RuntimeError(f"{_OP}: the native backend has no second derivatives; use backend='reference'")
+    raise RuntimeError(f"{_OP}: the triton and native backends have no second derivatives; use backend='reference'")
 
 
+torch.library.register_fake("fastinpaint_triton::patch_attention", _triton_fake)
+torch.library.register_fake("fastinpaint_triton::patch_attention_backward", _triton_fake_backward)
+torch.library.register_autograd(
+    "fastinpaint_triton::patch_attention", _triton_differentiate, setup_context=_triton_setup_context
+)
+torch.library.register_autograd("fastinpaint_triton::patch_attention_backward", _second_derivative)
 if _backend.NATIVE_ERROR is None:
     torch.library.register_fake("fastinpaint::patch_attention", _fake)
     torch.library.register_fake("fastinpaint::patch_attention_backward", _fake_backward)

@@ -1,6 +1,6 @@
 """Pyramid structure loss: multi-scale gradients, weighted near edges."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from fastinpaint.reference import structure_loss as reference
 from fastinpaint.reference.nearest import nearest_resize
 
 _OP = "pyramid_structure_loss"
+_TRITON_SCALES, _TRITON_SIDE = 8, 16384  # MAX_SCALES and MAX_SIDE of fastinpaint_kernels.structure_loss
 
 
 def structure_loss_terms(
@@ -33,8 +34,12 @@ def structure_loss_terms(
     if edges is None:
         with torch.no_grad():
             edges = [canny(nearest_resize(image, *p.shape[-2:]), sigma=sigma) for p in predictions]
-    native = _native_gap(image, predictions, edges)
-    if _backend.select(_OP, backend, {"native": native, "reference": None}) == "native":
+    gaps = {"triton": _triton_gap(image, predictions, edges), "native": _native_gap(image, predictions, edges)}
+    chosen = _backend.select(_OP, backend, _backend.ranked(image.device, **gaps))
+    if chosen == "triton":
+        run = torch.ops.fastinpaint_triton.structure_loss
+        return run(image, _alike(predictions), list(edges), float(edge_alpha), float(grad_alpha))[0]
+    if chosen == "native":
         run = torch.ops.fastinpaint.structure_loss
         return run(image, list(predictions), list(edges), float(edge_alpha), float(grad_alpha))[0]
     with torch.autocast(image.device.type, enabled=False):
@@ -69,7 +74,8 @@ def pyramid_structure_loss(
         sigma: Standard deviation of Canny's Gaussian in pixels; unused when ``edges`` are given.
         edge_alpha: Weight of the priority mask. It cancels in the quotient; 0 switches the edge term off.
         grad_alpha: Weight of the mean absolute error.
-        backend: ``"auto"``, ``"native"`` (gradients with respect to ``predictions`` only) or ``"reference"``.
+        backend: ``"auto"``, ``"triton"`` (GPU; up to 8 scales), ``"native"`` (CPU) or ``"reference"``. The first two
+            give gradients with respect to ``predictions`` only.
 
     Returns:
         Scalar float32 (float64 for a float64 image), differentiable with respect to ``predictions`` and ``image``.
@@ -89,12 +95,32 @@ def pyramid_structure_loss(
     ).sum()
 
 
+def _alike(predictions: Sequence[Tensor]) -> list[Tensor]:
+    """The predictions in one dtype, and all channels-last or all contiguous."""
+    if len({prediction.dtype for prediction in predictions}) > 1:
+        predictions = [prediction.float() for prediction in predictions]
+    if all(prediction.is_contiguous(memory_format=torch.channels_last) for prediction in predictions):
+        return list(predictions)
+    return [prediction.contiguous() for prediction in predictions]
+
+
+def _gradient_gap(image: Tensor, edges: Sequence[Tensor]) -> str | None:
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (image, *edges)):
+        return "it has gradients with respect to predictions, not to image or edges"
+    return None
+
+
+def _triton_gap(image: Tensor, predictions: Sequence[Tensor], edges: Sequence[Tensor]) -> str | None:
+    side = max(max(tensor.shape[-2:]) for tensor in (image, *predictions))
+    if len(predictions) > _TRITON_SCALES or side > _TRITON_SIDE:
+        return f"it takes {_TRITON_SCALES} scales of {_TRITON_SIDE} pixels, got {len(predictions)} of up to {side}"
+    return _gradient_gap(image, edges) or _backend.triton_reason(image, *predictions)
+
+
 def _native_gap(image: Tensor, predictions: Sequence[Tensor], edges: Sequence[Tensor]) -> str | None:
     if image.dtype == torch.float64:
         return "a float64 image is served by the reference"
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (image, *edges)):
-        return "it has gradients with respect to predictions, not to image or edges"
-    return _backend.native_reason("structure_loss", image, *predictions, *edges)
+    return _gradient_gap(image, edges) or _backend.native_reason("structure_loss", image, *predictions, *edges)
 
 
 def _check(image: Tensor, predictions: Sequence[Tensor], edges: Sequence[Tensor] | None, sigma: float) -> None:
@@ -123,7 +149,37 @@ def _check(image: Tensor, predictions: Sequence[Tensor], edges: Sequence[Tensor]
         raise ValueError(f"{_OP}: sigma must be at least 0 pixels, got {sigma}")
 
 
-def _fake(
+@torch.library.custom_op("fastinpaint_triton::structure_loss", mutates_args=())
+def _triton_forward(
+    image: Tensor, predictions: list[Tensor], edges: list[Tensor], edge_alpha: float, grad_alpha: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    from fastinpaint_kernels import structure_loss as kernels
+
+    return kernels.structure_loss_forward(image, predictions, edges, edge_alpha, grad_alpha)
+
+
+@torch.library.custom_op("fastinpaint_triton::structure_loss_backward", mutates_args=())
+def _triton_backward(
+    grad_terms: Tensor, coefficients: Tensor, priority: Tensor, signs: Tensor, predictions: list[Tensor]
+) -> list[Tensor]:
+    from fastinpaint_kernels import structure_loss as kernels
+
+    return kernels.structure_loss_backward(grad_terms, coefficients, priority, signs, predictions)
+
+
+def _triton_fake(
+    image: Tensor, predictions: list[Tensor], edges: list[Tensor], edge_alpha: float, grad_alpha: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    saved = sum(edge_map.numel() for edge_map in edges)
+    return (
+        image.new_empty((len(predictions), 2), dtype=torch.float32),
+        image.new_empty((len(predictions), 2), dtype=torch.float32),
+        image.new_empty((saved,), dtype=torch.float32),
+        image.new_empty((saved,), dtype=torch.int16),
+    )
+
+
+def _native_fake(
     image: Tensor, predictions: list[Tensor], edges: list[Tensor], edge_alpha: float, grad_alpha: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     saved = sum(p.shape[0] * p.shape[2] * ((p.shape[3] + 63) // 64 * 64) for p in predictions)
@@ -141,15 +197,6 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
     ctx.save_for_backward(*output[1:], *inputs[1])
 
 
-def _backward(ctx: Any, grad_terms: Tensor | None, *_: None) -> tuple[Any, ...]:
-    coefficients, priority, signs, *predictions = ctx.saved_tensors
-    nothing = [None] * len(predictions)
-    if grad_terms is None:
-        return None, nothing, nothing, None, None
-    run = torch.ops.fastinpaint.structure_loss_backward
-    return None, run(grad_terms, coefficients, priority, signs, predictions), nothing, None, None
-
-
 def _backward_fake(
     grad_terms: Tensor, coefficients: Tensor, priority: Tensor, signs: Tensor, predictions: list[Tensor]
 ) -> list[Tensor]:
@@ -157,11 +204,26 @@ def _backward_fake(
 
 
 def _no_second_derivative(ctx: Any, *_: Any) -> None:
-    raise RuntimeError(f'{_OP}: the native backend has no second derivatives; use backend="reference"')
+    raise RuntimeError(f'{_OP}: the triton and native backends have no second derivatives; use backend="reference"')
 
 
+def _register(namespace: str, fake: Callable[..., Any]) -> None:
+    """Tell torch about shapes and gradients of the operator and of its backward pass."""
+
+    def run_backward(ctx: Any, grad_terms: Tensor | None, *_: None) -> tuple[Any, ...]:
+        coefficients, priority, signs, *predictions = ctx.saved_tensors
+        nothing = [None] * len(predictions)
+        if grad_terms is None:
+            return None, nothing, nothing, None, None
+        run = getattr(torch.ops, namespace).structure_loss_backward
+        return None, run(grad_terms, coefficients, priority, signs, predictions), nothing, None, None
+
+    torch.library.register_fake(f"{namespace}::structure_loss", fake)
+    torch.library.register_autograd(f"{namespace}::structure_loss", run_backward, setup_context=_save)
+    torch.library.register_fake(f"{namespace}::structure_loss_backward", _backward_fake)
+    torch.library.register_autograd(f"{namespace}::structure_loss_backward", _no_second_derivative)
+
+
+_register("fastinpaint_triton", _triton_fake)
 if _backend.NATIVE_ERROR is None:
-    torch.library.register_fake("fastinpaint::structure_loss", _fake)
-    torch.library.register_autograd("fastinpaint::structure_loss", _backward, setup_context=_save)
-    torch.library.register_fake("fastinpaint::structure_loss_backward", _backward_fake)
-    torch.library.register_autograd("fastinpaint::structure_loss_backward", _no_second_derivative)
+    _register("fastinpaint", _native_fake)

@@ -295,9 +295,9 @@ def pooled_attention_backward(
     """Gradients of query, key and value, given that of the output; ``lse`` is the second result of the forward pass."""
     (batch, queries, width), (_, keys, value_width) = query.shape, value.shape
     query, key, value, grad_output = (tensor.contiguous() for tensor in (query, key, value, grad_output))
-    grads = tuple(torch.empty_like(tensor) for tensor in (query, key, value))
     if grad_output.numel() == 0:
-        return tuple(grad.zero_() for grad in grads)
+        return torch.zeros_like(query), torch.zeros_like(key), torch.zeros_like(value)
+    grads = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
     delta = torch.empty_like(lse)
     sizes = (queries, keys, _size(queries, keys), width, value_width, _pad(width), _pad(value_width))
     precision = _precision(query.dtype)

@@ -90,7 +90,24 @@ def _pooled_attention() -> Iterator[tuple[str, Callable[[], object]]]:
         yield f"{str(dtype).removeprefix('torch.')} width {width}", run
 
 
-CASES = {"structure_loss": _structure_loss, "pooled_attention": _pooled_attention}
+def _patch_attention() -> Iterator[tuple[str, Callable[[], object]]]:
+    from fastinpaint_kernels import patch_attention as kernels
+
+    for dtype in (torch.float32, torch.bfloat16):
+        features = torch.zeros(1, 64, 16, 16, dtype=dtype)
+
+        def run(features=features):
+            output, lse = kernels.patch_attention_forward(features, 3, 2, 10.0, False)
+            kernels.patch_attention_backward(output, features, lse, 3, 2, 10.0, False)
+
+        yield str(dtype).removeprefix("torch."), run
+
+
+CASES = {
+    "structure_loss": _structure_loss,
+    "pooled_attention": _pooled_attention,
+    "patch_attention": _patch_attention,
+}
 
 
 def compile_all(capabilities: list[int]) -> Table:

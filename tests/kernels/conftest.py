@@ -41,6 +41,7 @@ if INTERPRETING:
     from triton.runtime import interpreter
 
     _multiply = interpreter.InterpreterBuilder.create_dot
+    _patch_tensor = interpreter._patch_lang_tensor
 
     def _dot_of_bfloat16(self, a, b, *rest):
         """Triton's interpreter keeps bfloat16 as its bits and would multiply those."""
@@ -48,4 +49,10 @@ if INTERPRETING:
             a, b = (self.cast_impl(x, interpreter.tl.float32) for x in (a, b))
         return _multiply(self, a, b, *rest)
 
+    def _patch_index(tensor, scope):
+        """Triton 3.6 turns arrays of one element into loop bounds in a way that NumPy 2.4 refuses."""
+        _patch_tensor(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+
     interpreter.InterpreterBuilder.create_dot = _dot_of_bfloat16
+    interpreter._patch_lang_tensor = _patch_index

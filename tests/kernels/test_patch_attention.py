@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+import fastinpaint.ops.patch_attention  # noqa: F401 - registers
 from fastinpaint.reference import patch_attention as reference
 from fastinpaint_kernels import patch_attention as kernels
 from tests.golden_data import relative_error
@@ -80,3 +81,8 @@ def test_memory_layout_is_kept_and_does_not_matter():
 def test_empty_batch():
     output, grad = _found(*[torch.empty(0, 2, 4, 4)] * 2, {"kernel_size": 3, "stride": 2, "softmax_scale": 10.0}, False)
     assert output.shape == grad.shape == (0, 2, 4, 4)
+
+
+def test_registration():
+    features = torch.randn(1, 2, 2, 3, requires_grad=True)
+    torch.library.opcheck(torch.ops.fastinpaint_triton.patch_attention.default, (features, 1, 2, 10.0, False))

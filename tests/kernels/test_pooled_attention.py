@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+import fastinpaint.ops.pooled_attention  # noqa: F401 - registers
 from fastinpaint.reference import pooled_attention as reference
 from fastinpaint_kernels import pooled_attention as kernels
 
@@ -67,3 +68,8 @@ def test_no_query(sizes):
     assert output.shape == inputs[0].shape
     for grad in kernels.pooled_attention_backward(output, *inputs, output, lse):
         assert not grad.any()
+
+
+def test_registration():
+    inputs = [x.requires_grad_() for x in _inputs(1, 3, 2, 2, 4)]
+    torch.library.opcheck(torch.ops.fastinpaint_triton.pooled_attention.default, inputs)

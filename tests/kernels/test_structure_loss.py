@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+import fastinpaint.ops.structure_loss  # noqa: F401 - registers
 from fastinpaint.reference import structure_loss as reference
 from fastinpaint_kernels import structure_loss as kernels
 from tests.golden_data import relative_error
@@ -74,3 +75,10 @@ def test_empty_batch():
     terms, grads = _found(*_case(0, (8, 8), [(8, 8)]), torch.ones(1, 2))
     assert torch.equal(terms, torch.zeros(1, 2))
     assert grads[0].shape == (0, 6, 8, 8)
+
+
+def test_registration():
+    image, predictions, edges = _case(1, (4, 4), [(4, 4), (2, 2)])
+    predictions = [p.requires_grad_() for p in predictions]
+    arguments = (image, predictions, edges, 20.0, 0.1)
+    torch.library.opcheck(torch.ops.fastinpaint_triton.structure_loss.default, arguments)
