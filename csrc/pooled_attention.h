@@ -6,6 +6,7 @@
 
 namespace fastinpaint {
 
+constexpr int kKeys = 6;             // keys taken at a time: their sums with two vectors fit the registers
 constexpr int64_t kBlockRows = 512;  // queries that the backward keeps packed at a time
 constexpr int64_t kMostLanes = 16;   // floats in the widest vector
 constexpr int64_t kMostTile = 2 * kMostLanes;
@@ -40,11 +41,12 @@ struct AttentionGradients {
 
   // Keys whose gradients are summed lane by lane at a time.
   static int64_t key_block(const AttentionInputs& inputs, int64_t lanes) {
-    return std::max<int64_t>(kLaneSums / (std::max<int64_t>(inputs.widths(), 1) * lanes) / 4 * 4, 4);
+    const int64_t fitting = kLaneSums / (std::max<int64_t>(inputs.widths(), 1) * lanes);
+    return std::max<int64_t>(fitting / kKeys, 1) * kKeys;
   }
 
   static int64_t scratch(const AttentionInputs& inputs) {
-    const int64_t lane_sums = std::max(kLaneSums, 4 * inputs.widths() * kMostLanes);
+    const int64_t lane_sums = std::max(kLaneSums, kKeys * inputs.widths() * kMostLanes);
     return (2 * inputs.width + inputs.value_width + 2) * kBlockRows + lane_sums;
   }
 };
