@@ -52,6 +52,12 @@ def test_reference_imports_torch_and_itself_only():
             assert allowed or name.startswith("fastinpaint.reference"), f"{path.name} imports {name}"
 
 
+def test_kernels_know_nothing_of_ours():
+    for path in (ROOT / "kernels").rglob("*.py"):
+        for name in _imports(path):
+            assert name.split(".")[0] != "fastinpaint", f"{path.name} imports {name}"
+
+
 def test_only_ops_reach_the_kernels():
     for path in (ROOT / "fastinpaint").rglob("*.py"):
         if path.parent.name == "ops":
