@@ -184,7 +184,7 @@ def _query_gradient_kernel(
     b_output = _rows(p_output + o_values, o_query, queries, VALUE_WIDTH, VALUE_PAD)
     b_delta = tl.sum(b_output.to(tl.float32) * b_grad.to(tl.float32), 1)
     tl.store(p_delta + i_batch * queries + o_query, b_delta, mask=m_query)
-    b_lse = tl.load(p_lse + i_batch * queries + o_query, mask=m_query, other=float("inf"))
+    b_lse = tl.load(p_lse + i_batch * queries + o_query, mask=m_query, other=0.0)
     b_sum = tl.zeros((BLOCK_N, PAD), tl.float32)
     whole = keys // BLOCK_M * BLOCK_M
     for first in range(0, whole, BLOCK_M):
@@ -238,7 +238,7 @@ def _key_gradient_kernel(
         m_query = o_query < queries
         b_query = _rows(p_query, o_query, queries, WIDTH, PAD)
         b_grad = _rows(p_grad_output, o_query, queries, VALUE_WIDTH, VALUE_PAD)
-        b_lse = tl.load(p_lse + o_query, mask=m_query, other=float("inf"))  # a weight of 0 beyond the last query
+        b_lse = tl.load(p_lse + o_query, mask=m_query, other=0.0)  # beyond the last query gradients are 0
         b_delta = tl.load(p_delta + o_query, mask=m_query, other=0.0)
         b_logit = tl.dot(b_key, tl.trans(b_query), input_precision=PRECISION)
         b_weight = tl.exp2(b_logit * _LOG2_E - b_lse[None, :])

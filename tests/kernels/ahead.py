@@ -3,7 +3,7 @@
 The launchers run with CPU tensors while a stand-in for Triton's driver names the target and every launch ends after
 compilation, so what is compiled is what a GPU would be given: the same specialisation, every tuning configuration.
 
-``python -m tests.kernels.ahead OUT.json`` writes the table for the installed Triton; with
+``python -m tests.kernels.ahead OUT.json [80 90 ...]`` writes the table for the installed Triton; with
 ``tests/kernels/resources.json`` as OUT it replaces the recorded one and keeps those of other versions.
 """
 
@@ -66,7 +66,6 @@ def _structure_loss() -> Iterator[tuple[str, Callable[[], object]]]:
     for name, dtype, layout in (
         ("float32", torch.float32, torch.contiguous_format),
         ("bfloat16 channels-last", torch.bfloat16, torch.channels_last),
-        ("float16", torch.float16, torch.contiguous_format),
     ):
         predictions = [torch.empty(2, 6, n, n, dtype=dtype).to(memory_format=layout) for n in sides]
 
@@ -140,9 +139,9 @@ def compile_all(capabilities: list[int]) -> Table:
     return table
 
 
-def main(out: Path) -> None:
+def main(out: Path, capabilities: list[int]) -> None:
     recorded = json.loads(out.read_text()) if out.exists() else {}
-    recorded[triton.__version__] = compile_all(list(SHARED_LIMITS))
+    recorded[triton.__version__] = compile_all(capabilities or list(SHARED_LIMITS))
     lines = (
         f'"{version}": {{\n' + ",\n".join(f'  "{k}": {v}' for k, v in sorted(recorded[version].items())) + "\n}"
         for version in sorted(recorded)
@@ -151,4 +150,4 @@ def main(out: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), [int(capability) for capability in sys.argv[2:]])

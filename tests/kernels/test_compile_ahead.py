@@ -18,14 +18,21 @@ from tests.kernels.ahead import RECORDED, SHARED_LIMITS
 
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory):
-    """What the installed Triton makes of the kernels; in a process of its own, for it replaces Triton's driver."""
-    out = tmp_path_factory.mktemp("ahead") / "resources.json"
+    """What the installed Triton makes of the kernels; a process for each GPU, for they replace Triton's driver."""
+    folder = tmp_path_factory.mktemp("ahead")
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment["PYTHONPATH"] = os.pathsep.join(["kernels", *filter(None, [environment.get("PYTHONPATH")])])
-    command = [sys.executable, "-m", "tests.kernels.ahead", str(out)]
-    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    ((version, table),) = json.loads(out.read_text()).items()
+    running = {}
+    for capability in SHARED_LIMITS:
+        out = folder / f"{capability}.json"
+        command = [sys.executable, "-m", "tests.kernels.ahead", str(out), str(capability)]
+        running[out] = subprocess.Popen(command, env=environment, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    table = {}
+    for out, process in running.items():
+        _, errors = process.communicate()
+        assert process.returncode == 0, errors
+        ((version, part),) = json.loads(out.read_text()).items()
+        table |= part
     return version, table
 
 

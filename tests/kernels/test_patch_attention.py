@@ -36,10 +36,21 @@ def _check(features, kernel_size=3, stride=2, softmax_scale=10.0, overlap_add=Fa
     return found
 
 
-@pytest.mark.parametrize("overlap_add", [False, True])
-@pytest.mark.parametrize(("kernel_size", "stride"), [(1, 1), (1, 2), (3, 1), (3, 2), (5, 1), (5, 2), (5, 3)])
+@pytest.mark.parametrize(
+    ("kernel_size", "stride", "overlap_add"),
+    [
+        (1, 1, False),
+        (1, 2, True),
+        (3, 1, True),
+        (3, 2, False),
+        (3, 2, True),
+        (5, 1, False),
+        (5, 2, True),
+        (5, 3, False),
+    ],
+)
 def test_equals_the_reference(kernel_size, stride, overlap_add):
-    _check(torch.randn(1, 3, 5, 6) / 3, kernel_size, stride, overlap_add=overlap_add)
+    _check(torch.randn(1, 3, 4, 6) / 3, kernel_size, stride, overlap_add=overlap_add)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -48,7 +59,7 @@ def test_half_precision(dtype):
 
 
 def test_many_channels_and_keys():
-    _check(torch.randn(2, 70, 4, 9) / 20)
+    _check(torch.randn(2, 70, 3, 4) / 20)
 
 
 def test_chunks_do_not_matter(monkeypatch):
