@@ -67,6 +67,18 @@ def test_native_reason_names_the_device():
     assert "meta" in reason or "not built" in reason
 
 
+def test_triton_reason_names_the_device():
+    assert _backend.triton_reason(torch.empty(1)) == "it needs CUDA tensors, got cpu tensors"
+    mixed = _backend.triton_reason(torch.empty(1), torch.empty(1, device="meta"))
+    assert mixed == "tensors lie on different devices"
+
+
+def test_triton_comes_first_on_a_gpu_and_last_elsewhere():
+    gaps = {"triton": None, "native": None}
+    assert list(_backend.ranked(torch.device("cuda"), **gaps)) == ["triton", "native", "reference"]
+    assert list(_backend.ranked(torch.device("cpu"), **gaps)) == ["native", "reference", "triton"]
+
+
 def test_importing_the_package_loads_no_kernel():
     code = (
         "import sys, fastinpaint; "

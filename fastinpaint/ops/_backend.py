@@ -57,11 +57,11 @@ def native_reason(op: str, *tensors: torch.Tensor) -> str | None:
 
 @functools.cache
 def _triton_gap(device_type: str, device_index: int | None, dtypes: tuple[torch.dtype, ...]) -> str | None:
+    if device_type != "cuda":
+        return f"it needs CUDA tensors, got {device_type} tensors"
     for package in ("triton", "fastinpaint_kernels"):
         if find_spec(package) is None:
             return f"{package} is not installed"
-    if device_type != "cuda":
-        return f"it needs CUDA tensors, got {device_type} tensors"
     unknown = [dtype for dtype in dtypes if dtype not in _TRITON_DTYPES]
     if unknown:
         return f"it takes float32, bfloat16 and float16, got {unknown[0]}"
