@@ -43,7 +43,7 @@ _QUERY_BLOCKS = {
 }
 _KEY_BLOCKS = {
     "narrow half": [_config(64, 64, 4), _config(64, 128, 8)],
-    "wide half": [_config(32, 64, 4)],
+    "wide half": [_config(32, 32, 4)],
     "narrow float32": [_config(32, 64, 4)],
     "wide float32": [_config(32, 16, 4, stages=1)],
 }

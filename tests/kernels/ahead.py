@@ -79,7 +79,14 @@ def _structure_loss() -> Iterator[tuple[str, Callable[[], object]]]:
 def _pooled_attention() -> Iterator[tuple[str, Callable[[], object]]]:
     from fastinpaint_kernels import pooled_attention as kernels
 
-    for dtype, width in ((torch.bfloat16, 8), (torch.float16, 64), (torch.float32, 16), (torch.float32, 64)):
+    for dtype, width in (
+        (torch.bfloat16, 8),
+        (torch.bfloat16, 32),
+        (torch.bfloat16, 33),  # rows that no vector load fits
+        (torch.float16, 64),
+        (torch.float32, 16),
+        (torch.float32, 64),
+    ):
         inputs = [torch.empty(2, rows, width, dtype=dtype) for rows in (256, 128, 128)]
 
         def run(inputs=inputs):
