@@ -5,12 +5,12 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
-#include <memory>
 #include <optional>
 
 #include "bit_rows.h"
 #include "common.h"
 #include "isa.h"
+#include "kept_memory.h"
 
 #define FASTINPAINT_KERNEL "canny.inc"
 #include "for_each_isa.inc"
@@ -94,19 +94,6 @@ CannyPlan make_plan(const Tensor& image, double sigma, double low, double high) 
   return plan;
 }
 
-// Memory that a thread keeps from call to call: fresh pages cost more than the work on them.
-template <int kUse>
-unsigned char* kept_memory(int64_t bytes) {
-  thread_local std::unique_ptr<unsigned char[]> memory;
-  thread_local int64_t size = 0;
-  if (size < bytes + 64) {
-    memory.reset();
-    memory.reset(new unsigned char[bytes + 64]);
-    size = bytes + 64;
-  }
-  return memory.get() + (64 - reinterpret_cast<uintptr_t>(memory.get()) % 64);
-}
-
 // Bits of the pixels that may be edges, (height, words): the mask eroded by one pixel, without the outermost
 // ring.
 std::vector<uint64_t> valid_bits(const CannyPlan& plan, const bool* mask) {
@@ -152,7 +139,8 @@ class EdgeDetector {
 
   void run(bool* out) {
     const int64_t rows = batch_ * plan_.height;
-    weak_ = reinterpret_cast<uint64_t*>(kept_memory<0>(rows * (2 * plan_.words * sizeof(uint64_t) + 1)));
+    weak_ = reinterpret_cast<uint64_t*>(
+        kept_memory<unsigned char, 0>(rows * (2 * plan_.words * sizeof(uint64_t) + 1)));
     edges_ = weak_ + rows * plan_.words;
     stale_ = reinterpret_cast<unsigned char*>(edges_ + rows * plan_.words);
     for_each(batch_ * bands_, [&](int64_t i) {
@@ -186,7 +174,7 @@ class EdgeDetector {
     tile.y1 = last;
     tile.weak = weak_ + offset;
     tile.strong = edges_ + offset;
-    unsigned char* memory = kept_memory<1>(plan_.tile_bytes(mask_ != nullptr));
+    unsigned char* memory = kept_memory<unsigned char, 1>(plan_.tile_bytes(mask_ != nullptr));
     for (tile.x0 = 0; tile.x0 < width; tile.x0 += kStrip) {
       tile.x1 = std::min(tile.x0 + kStrip, width);
       FASTINPAINT_DISPATCH(canny_tile, plan_, tile, memory);

@@ -8,9 +8,9 @@
 #include <atomic>
 #include <cstdint>
 #include <type_traits>
-#include <vector>
 
 #include "common.h"
+#include "kept_memory.h"
 
 namespace fastinpaint {
 
@@ -36,16 +36,6 @@ struct FeatureMap {
     return data + (b * strides[0] + c * strides[1] + y * strides[2]) * item;
   }
 };
-
-// Scratch memory of one thread, 64-byte aligned, kept between calls: fresh pages are slower than the kernels.
-template <class Real>
-Real* scratch(int64_t count) {
-  thread_local std::vector<Real> memory;
-  const auto needed = static_cast<size_t>(count) + 64 / sizeof(Real);
-  if (memory.size() < needed) memory.resize(needed);
-  const auto address = reinterpret_cast<uintptr_t>(memory.data());
-  return reinterpret_cast<Real*>((address + 63) / 64 * 64);
-}
 
 // Rows of one piece of work: about 8192 pixels, but at least `least` rows, so that what neighbours compute
 // twice stays small. It depends on the shape alone, and so does the order in which partial sums are added.

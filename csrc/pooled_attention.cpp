@@ -2,13 +2,13 @@
 #include "pooled_attention.h"
 
 #include <cmath>
-#include <memory>
 #include <tuple>
 #include <type_traits>
 #include <vector>
 
 #include "common.h"
 #include "isa.h"
+#include "kept_memory.h"
 
 #define FASTINPAINT_KERNEL "pooled_attention.inc"
 #include "for_each_isa.inc"
@@ -22,19 +22,6 @@ constexpr int64_t kBackwardTasks = 32;  // that a batch is divided into, whateve
 
 int64_t ceil_div(int64_t a, int64_t b) {
   return (a + b - 1) / b;
-}
-
-// Memory that a thread keeps from call to call: fresh pages cost more than the work on them.
-template <int kUse>
-float* kept_floats(int64_t count) {
-  thread_local std::unique_ptr<float[]> memory;
-  thread_local int64_t size = 0;
-  if (size < count + 16) {
-    memory.reset();
-    memory.reset(new float[count + 16]);
-    size = count + 16;
-  }
-  return memory.get() + (64 - reinterpret_cast<uintptr_t>(memory.get()) % 64) / sizeof(float);
 }
 
 template <class Function>
@@ -56,7 +43,7 @@ class Batch {
         value_width_(value.size(2)),
         query_(query.const_data_ptr<float>()),
         value_(value.const_data_ptr<float>()),
-        key_(kept_floats<0>(entries_ * keys_ * width_)),
+        key_(kept_memory<float, 0>(entries_ * keys_ * width_)),
         norms_(entries_) {
     const float* from = key.const_data_ptr<float>();
     for_each(entries_, [&](int64_t entry) { centre(from + entry * keys_ * width_, entry); });
@@ -135,7 +122,7 @@ class Differentiation {
     value_count_ = in.keys * in.value_width;
     rows_ = std::max(kBackwardRows, ceil_div(queries_, ceil_div(kBackwardTasks, batch_)));
     chunks_ = ceil_div(queries_, rows_);
-    key_sums_ = kept_floats<2>(batch_ * chunks_ * (key_count_ + value_count_));
+    key_sums_ = kept_memory<float, 2>(batch_ * chunks_ * (key_count_ + value_count_));
     value_sums_ = key_sums_ + batch_ * chunks_ * key_count_;
   }
 
@@ -163,7 +150,7 @@ class Differentiation {
     std::fill_n(out.key, key_count_, 0.0f);
     std::fill_n(out.value, value_count_, 0.0f);
     FASTINPAINT_DISPATCH(differentiate_rows, in, out, first, std::min(first + rows_, queries_),
-                         kept_floats<1>(out.scratch(in)));
+                         kept_memory<float, 1>(out.scratch(in)));
   }
 
   // Adds part of the sums of an entry's chunks, each of `count` floats.
@@ -199,7 +186,7 @@ std::tuple<Tensor, Tensor> pooled_attention(const Tensor& query, const Tensor& k
     const AttentionInputs in = inputs[entry];
     const AttentionOutputs out{outputs + entry * queries * value_width, log_sums + entry * queries};
     FASTINPAINT_DISPATCH(attend_rows, in, out, first, std::min(first + kForwardRows, queries),
-                         kept_floats<1>(in.forward_scratch()));
+                         kept_memory<float, 1>(in.forward_scratch()));
   });
   return {output, log_sum};
 }
