@@ -61,6 +61,13 @@ def test_environment_typo_is_an_error(monkeypatch):
         _backend.select("op", "auto", {"reference": None})
 
 
+def test_an_older_extension_lacks_an_operator_and_says_so():
+    assert not _backend.has_native("operator_of_tomorrow")
+    reason = _backend.native_reason("operator_of_tomorrow", torch.empty(1))
+    assert reason is not None
+    assert "has no operator_of_tomorrow" in reason or "not built" in reason
+
+
 def test_native_reason_names_the_device():
     reason = _backend.native_reason("canny", torch.empty(1, device="meta"))
     assert reason is not None

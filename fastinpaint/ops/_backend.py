@@ -3,9 +3,10 @@
 import functools
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 
@@ -27,13 +28,30 @@ def _load_native() -> str | None:
 NATIVE_ERROR = _load_native()
 
 
+def has_native(op: str) -> bool:
+    """Tell whether the extension knows ``fastinpaint::op``; one that was built before the operator does not."""
+    return NATIVE_ERROR is None and hasattr(torch.ops.fastinpaint, op)
+
+
+def no_second_derivative(op: str) -> Callable[..., None]:
+    """Make the autograd formula of a backward operator that has no gradient itself."""
+
+    def refuse(ctx: Any, *grads: Any) -> None:
+        raise RuntimeError(f'{op}: the triton and native backends have no second derivatives; use backend="reference"')
+
+    return refuse
+
+
 @functools.cache
 def _native_gap(op: str, device_type: str) -> str | None:
     if NATIVE_ERROR is not None:
         return NATIVE_ERROR
     key = {"cpu": "CPU", "cuda": "CUDA"}.get(device_type)
-    known = hasattr(torch.ops.fastinpaint, op)  # not in an extension that was built before the operator
-    if key is None or not known or not torch._C._dispatch_has_kernel_for_dispatch_key(f"fastinpaint::{op}", key):
+    if (
+        key is None
+        or not has_native(op)
+        or not torch._C._dispatch_has_kernel_for_dispatch_key(f"fastinpaint::{op}", key)
+    ):
         return f"the extension has no {op} for {device_type} tensors"
     return None
 

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from fastinpaint.ops._backend import NATIVE_ERROR, native_reason, select
+from fastinpaint.ops._backend import has_native, native_reason, select
 from fastinpaint.reference import canny as reference
 
 
@@ -114,5 +114,5 @@ def _canny_fake(
 
 
 _canny_reference.register_fake(_canny_fake)
-if NATIVE_ERROR is None:
+if has_native("canny"):
     torch.library.register_fake("fastinpaint::canny", _canny_fake)

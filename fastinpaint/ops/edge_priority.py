@@ -76,6 +76,6 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
     return torch.ops.fastinpaint.edge_priority(grad, *ctx.options), None, None, None
 
 
-if _backend.NATIVE_ERROR is None:
+if _backend.has_native(_OP):
     torch.library.register_fake("fastinpaint::edge_priority", _fake)
     torch.library.register_autograd("fastinpaint::edge_priority", _backward, setup_context=_save)

@@ -140,18 +140,14 @@ def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
     return torch.ops.fastinpaint.patch_attention_backward(grad_output, features, *ctx.options), None, None, None, None
 
 
-def _second_derivative(ctx: Any, grad: Tensor) -> None:
-    raise RuntimeError(f"{_OP}: the triton and native backends have no second derivatives; use backend='reference'")
-
-
 torch.library.register_fake("fastinpaint_triton::patch_attention", _triton_fake)
 torch.library.register_fake("fastinpaint_triton::patch_attention_backward", _triton_fake_backward)
 torch.library.register_autograd(
     "fastinpaint_triton::patch_attention", _triton_differentiate, setup_context=_triton_setup_context
 )
-torch.library.register_autograd("fastinpaint_triton::patch_attention_backward", _second_derivative)
-if _backend.NATIVE_ERROR is None:
+torch.library.register_autograd("fastinpaint_triton::patch_attention_backward", _backend.no_second_derivative(_OP))
+if _backend.has_native(_OP):
     torch.library.register_fake("fastinpaint::patch_attention", _fake)
     torch.library.register_fake("fastinpaint::patch_attention_backward", _fake_backward)
     torch.library.register_autograd("fastinpaint::patch_attention", _backward, setup_context=_setup_context)
-    torch.library.register_autograd("fastinpaint::patch_attention_backward", _second_derivative)
+    torch.library.register_autograd("fastinpaint::patch_attention_backward", _backend.no_second_derivative(_OP))

@@ -103,10 +103,6 @@ def _setup(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: tuple[Tensor
     ctx.save_for_backward(*inputs, *output)
 
 
-def _no_second_derivative(ctx: Any, *grads: Tensor) -> None:
-    raise RuntimeError(f'{_OP}: the triton and native backends have no second derivatives; use backend="reference"')
-
-
 def _register(namespace: str) -> None:
     """Tell torch about shapes and gradients of the operator and of its backward pass."""
     forward, backward = f"{namespace}::{_OP}", f"{namespace}::{_OP}_backward"
@@ -119,9 +115,9 @@ def _register(namespace: str) -> None:
     torch.library.register_fake(forward, _fake)
     torch.library.register_autograd(forward, run_backward, setup_context=_setup)
     torch.library.register_fake(backward, _backward_fake)
-    torch.library.register_autograd(backward, _no_second_derivative)
+    torch.library.register_autograd(backward, _backend.no_second_derivative(_OP))
 
 
 _register("fastinpaint_triton")
-if hasattr(torch.ops.fastinpaint, _OP):
+if _backend.has_native(_OP):
     _register("fastinpaint")

@@ -56,7 +56,7 @@ def _transposed_backward(ctx: Any, grad: Tensor) -> Tensor:
     return torch.ops.fastinpaint.sobel_edges(grad)
 
 
-if _backend.NATIVE_ERROR is None:
+if _backend.has_native(_OP):
     torch.library.register_fake("fastinpaint::sobel_edges", _fake)
     torch.library.register_autograd("fastinpaint::sobel_edges", _backward)
     torch.library.register_fake("fastinpaint::sobel_edges_backward", _transposed_fake)

@@ -203,10 +203,6 @@ def _backward_fake(
     return [torch.empty_like(prediction) for prediction in predictions]
 
 
-def _no_second_derivative(ctx: Any, *_: Any) -> None:
-    raise RuntimeError(f'{_OP}: the triton and native backends have no second derivatives; use backend="reference"')
-
-
 def _register(namespace: str, fake: Callable[..., Any]) -> None:
     """Tell torch about shapes and gradients of the operator and of its backward pass."""
 
@@ -221,9 +217,9 @@ def _register(namespace: str, fake: Callable[..., Any]) -> None:
     torch.library.register_fake(f"{namespace}::structure_loss", fake)
     torch.library.register_autograd(f"{namespace}::structure_loss", run_backward, setup_context=_save)
     torch.library.register_fake(f"{namespace}::structure_loss_backward", _backward_fake)
-    torch.library.register_autograd(f"{namespace}::structure_loss_backward", _no_second_derivative)
+    torch.library.register_autograd(f"{namespace}::structure_loss_backward", _backend.no_second_derivative(_OP))
 
 
 _register("fastinpaint_triton", _triton_fake)
-if _backend.NATIVE_ERROR is None:
+if _backend.has_native("structure_loss"):
     _register("fastinpaint", _native_fake)
