@@ -45,6 +45,7 @@ format: $(STAMP)
 	$(BIN)/clang-format -i $(wildcard csrc/*.cpp csrc/*.h csrc/*.inc)
 
 bench: $(STAMP)
+	$(BIN)/python -m pip install --quiet --no-build-isolation -c constraints.txt -e ".[bench]"
 	$(BIN)/python -m benchmarks --out benchmark-results
 
 clean:

@@ -1,42 +1,43 @@
-"""``python -m benchmarks [name ...] [--out DIR]``: run the benchmarks, print their tables, keep them in DIR."""
+"""``python -m benchmarks [name ...]``: check, time, print tables, and keep them with samples and plots."""
 
 import argparse
-import subprocess
-import sys
-from importlib import import_module
 from pathlib import Path
 
-HERE = Path(__file__).parent
+import torch
 
-
-def run(name: str, out: Path | None) -> None:
-    """Run ``bench_<name>``: its ``report``, or the module as a program where it has none."""
-    module = import_module(f"benchmarks.bench_{name}")
-    if hasattr(module, "report"):
-        report = module.report()
-        print(report.markdown(), flush=True)
-        if out is not None:
-            report.save(out, name)
-        return
-    done = subprocess.run([sys.executable, "-m", module.__name__], stdout=subprocess.PIPE, text=True, check=True)
-    print(done.stdout, flush=True)
-    if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / f"{name}.md").write_text(done.stdout)
+from benchmarks.results import Results, table
+from benchmarks.suite import Benchmark, find_benchmarks, run
 
 
 def main() -> None:
     """Run the named benchmarks, or all."""
-    known = sorted(path.stem.removeprefix("bench_") for path in HERE.glob("bench_*.py"))
+    known = find_benchmarks()
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="name", help=f"one or more of {', '.join(known)} (default: all)")
-    parser.add_argument("--out", type=Path, help="folder for NAME.md and NAME.json")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--case", default="", help="only cases whose name contains this")
+    parser.add_argument("--budget", type=float, default=2.0, help="seconds for each rival and case (default: 2)")
+    parser.add_argument("--out", type=Path, help="folder for NAME.json, NAME.md and NAME.png")
     options = parser.parse_args()
     unknown = sorted(set(options.names) - set(known))
     if unknown:
         parser.error(f"no benchmark named {', '.join(unknown)}; there are {', '.join(known)}")
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch sees no CUDA device")
     for name in options.names or known:
-        run(name, options.out)
+        run_one(known[name], name, options)
+
+
+def run_one(benchmark: Benchmark, name: str, options: argparse.Namespace) -> None:
+    """Run one benchmark, print its table, and keep what there is after every case."""
+
+    def keep(results: Results) -> None:
+        if options.out is not None:
+            results.save(options.out, name)
+
+    results = run(benchmark, options.device, options.case, budget=options.budget, keep=keep)
+    if results.rows:
+        print(table(results), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,104 +1,131 @@
-"""Canny against scikit-image, OpenCV and (where it is installed) kornia, on the CPU.
-
-``python -m benchmarks.bench_canny [case ...]`` prints a Markdown table. The result is compared with scikit-image's
-first, pixel for pixel; then the rivals take turns in one process.
-"""
+"""Canny against scikit-image, OpenCV, kornia and our own reference, on photographs."""
 
 from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
-from skimage import data
-from skimage.color import rgb2gray
-from skimage.feature import canny as skimage_canny
+from torch import Tensor
 
-from benchmarks.harness import Report, run_as_program, time_in_turns
+from benchmarks.machine import Work
+from benchmarks.suite import Benchmark, Case, Rivals, Run
 from fastinpaint.ops._backend import native_reason
 from fastinpaint.ops.canny import canny
+from fastinpaint.reference.canny import canny as reference
 
 SIGMA, LOW, HIGH = 1.5, 0.1, 0.2
+OPTIONS: dict[str, Any] = {"sigma": SIGMA, "low_threshold": LOW, "high_threshold": HIGH}
 PHOTOGRAPHS = ("astronaut", "coffee", "chelsea", "rocket")
-CASES = {  # name: images in a batch, side in pixels
-    "16 x 256²": (16, 256),
-    "1 x 256²": (1, 256),
-    "16 x 64²": (16, 64),
-    "16 x 128²": (16, 128),
-    "16 x 512²": (16, 512),
-    "1 x 512²": (1, 512),
-    "1 x 1024²": (1, 1024),
-    "1 x 2048²": (1, 2048),
-}
-Run = Callable[[], Any]
+# In double: 19 for each axis of the Gaussian, 12 for the gradients, then 10 in float; none may be fused, so each counts
+# as two.
+FLOPS_PER_PIXEL = 2 * (19 + 19 + 12 + 10)
+KORNIA_PIXELS = 2**20  # its loop over hysteresis steps takes minutes for more
 Images = npt.NDArray[np.float32]
 
 
-def photographs(count: int, size: int) -> Images:
-    """Grey crops of photographs, mirrored where they are too small. (count, size, size) in [0, 1]."""
-    sources = [rgb2gray(getattr(data, name)()).astype(np.float32) for name in PHOTOGRAPHS]
+def cases(device: str) -> list[Case]:
+    sizes = [(1, side) for side in (64, 128, 256, 512, 1024, 2048)] + [(16, side) for side in (64, 128, 256, 512)]
+    if device == "cuda":
+        sizes = [(16, 256), (64, 256), (1, 2048)]
+    return [
+        Case(
+            f"{batch} x {side}²",
+            {"batch": batch, "side": side},
+            Work(bytes=5 * batch * side**2, flops=FLOPS_PER_PIXEL * batch * side**2, dtype="float64"),
+            items=batch,
+            series=f"batch {batch}",
+            size=side,
+        )
+        for batch, side in sizes
+    ]
+
+
+def photographs(count: int, side: int) -> Images:
+    """Grey crops of photographs, mirrored where they are too small; smooth noise without scikit-image. In [0, 1]."""
     random = np.random.default_rng(0)
+    if find_spec("skimage") is None:
+        steps = random.normal(size=(count, side, side)).cumsum(1).cumsum(2)
+        low, high = steps.min((1, 2), keepdims=True), steps.max((1, 2), keepdims=True)
+        return ((steps - low) / (high - low)).astype(np.float32)
+    from skimage import data
+    from skimage.color import rgb2gray
+
+    sources = [rgb2gray(getattr(data, name)()).astype(np.float32) for name in PHOTOGRAPHS]
     crops = []
     for index in range(count):
         image = sources[index % len(sources)]
-        image = np.pad(image, [(0, max(0, size - side)) for side in image.shape], mode="symmetric")
-        y, x = (random.integers(0, side - size + 1) for side in image.shape)
-        crops.append(image[y : y + size, x : x + size])
+        image = np.pad(image, [(0, max(0, side - length)) for length in image.shape], mode="symmetric")
+        y, x = (random.integers(0, length - side + 1) for length in image.shape)
+        crops.append(image[y : y + side, x : x + side])
     return np.stack(crops)
 
 
-def rivals(images: Images) -> dict[str, Run]:
+def rivals(device: str, batch: int, side: int) -> Rivals:
     """Name to a call that takes the whole batch through."""
-    tensor = torch.from_numpy(images)[:, None]
-    bytes_ = (images * 255).round().astype(np.uint8)
-    options: dict[str, Any] = {"sigma": SIGMA, "low_threshold": LOW, "high_threshold": HIGH}
-
-    def opencv() -> list[Any]:
-        return [cv2.Canny(cv2.GaussianBlur(image, (0, 0), SIGMA), LOW * 255, HIGH * 255) for image in bytes_]
-
-    calls: dict[str, Run] = {
-        "native": lambda: canny(tensor, backend="native", **options),
-        "OpenCV, 8 bit": opencv,
-        "scikit-image": lambda: np.stack([skimage_canny(image, **options) for image in images]),
-        "reference": lambda: canny(tensor, backend="reference", **options),
-    }
-    if native_reason("canny", tensor) is not None:
-        del calls["native"]
-    if find_spec("kornia") is not None and images.size <= 16 * 256 * 256:
-        from kornia.filters import canny as kornia_canny
-
-        calls["kornia"] = lambda: kornia_canny(tensor, LOW, HIGH, kernel_size=(13, 13), sigma=(SIGMA, SIGMA))
+    images = photographs(batch, side)
+    host = torch.from_numpy(images)[:, None]
+    image = host.to(device)
+    calls: dict[str, Run | str] = {}
+    if device == "cpu":
+        calls["native"] = native_reason("canny", image) or (lambda: canny(image, backend="native", **OPTIONS))
+    else:
+        gap = native_reason("canny", image)
+        calls["native, CUDA"] = gap or (lambda: canny(image, backend="native", **OPTIONS))
+        calls["native, CPU"] = lambda: canny(host, backend="native", **OPTIONS)
+    calls["OpenCV, 8 bit, CPU"] = _opencv(images)
+    calls["scikit-image"] = _scikit_image(images)
+    calls["kornia"] = _kornia(image)
+    compiled = torch.compile(reference, dynamic=False)
+    calls["eager"] = lambda: reference(image, **OPTIONS)
+    calls["torch.compile"] = lambda: compiled(image, **OPTIONS)
     return calls
 
 
-def check(calls: dict[str, Run], case: str) -> None:
-    """Stop unless our edges are scikit-image's: an operator that fails has no speed."""
-    expected = calls["scikit-image"]()
-    for name in ("native", "reference"):
-        if name in calls:
-            differing = int((calls[name]()[:, 0].numpy() != expected).sum())
-            if differing:
-                raise SystemExit(f"{case}: {name} differs from scikit-image at {differing} pixels")
+def _opencv(images: Images) -> Run | str:
+    if find_spec("cv2") is None:
+        return "OpenCV is not installed"
+    import cv2
+
+    bytes_ = (images * 255).round().astype(np.uint8)
+
+    def run() -> Tensor:
+        edges = [cv2.Canny(cv2.GaussianBlur(image, (0, 0), SIGMA), LOW * 255, HIGH * 255) for image in bytes_]
+        return torch.from_numpy(np.stack(edges))
+
+    return run
 
 
-def report(cases: list[str] | None = None) -> Report:
-    """Time every case (or those named)."""
-    result = Report(f"Canny, sigma {SIGMA}, thresholds {LOW} and {HIGH}: per image", ours="native")
-    for case in cases or CASES:
-        count, size = CASES[case]
-        calls = rivals(photographs(count, size))
-        result.ours = next(iter(calls))
-        check(calls, case)
-        result.rows[case] = time_in_turns(calls)
-        result.per[case] = count
-    result.notes = [
-        "Both of ours equal scikit-image pixel for pixel in every case, checked before timing.",
-        "OpenCV blurs and differentiates 8-bit integers, so its edges differ.",
-    ]
-    return result
+def _scikit_image(images: Images) -> Run | str:
+    if find_spec("skimage") is None:
+        return "scikit-image is not installed"
+    from skimage.feature import canny as skimage_canny
+
+    return lambda: torch.from_numpy(np.stack([skimage_canny(image, **OPTIONS) for image in images]))[:, None]
 
 
-if __name__ == "__main__":
-    run_as_program(report, CASES, __doc__)
+def _kornia(image: Tensor) -> Run | str:
+    if find_spec("kornia") is None:
+        return "kornia is not installed"
+    if image.device.type == "cpu" and image.numel() > KORNIA_PIXELS:
+        return f"more than {KORNIA_PIXELS} pixels take it minutes"
+    from kornia.filters import canny as kornia_canny
+
+    run: Callable[[], Any] = lambda: kornia_canny(image, LOW, HIGH, kernel_size=(13, 13), sigma=(SIGMA, SIGMA))  # noqa: E731
+    return run
+
+
+BENCHMARK = Benchmark(
+    title=f"Canny, sigma {SIGMA}, thresholds {LOW} and {HIGH}: per image",
+    cases=cases,
+    rivals=rivals,
+    ours={"cpu": "native", "cuda": "native, CUDA"},
+    truth=("scikit-image", "native, CPU"),
+    tolerance=lambda *_, **__: 0.0,
+    differs={
+        "OpenCV, 8 bit, CPU": "it blurs and differentiates 8-bit integers, so its edges differ",
+        "kornia": "its edges differ from scikit-image's",
+    },
+    notes=("Ours, eager and torch.compile equal scikit-image pixel for pixel in every case, checked before timing.",),
+)

@@ -1,93 +1,98 @@
-"""Patch attention against its convolution form and torch's fused attention, on the CPU.
-
-``python -m benchmarks.bench_patch_attention [case ...]`` prints a Markdown table. Every result is compared with the
-convolution form's first; then the rivals take turns in one process.
-"""
+"""Patch attention against its convolution form, eager and compiled, and torch's fused attention."""
 
 from collections.abc import Callable
-from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention.flex_attention import flex_attention
 
-from benchmarks.harness import Report, extra_memory, run_as_program, time_in_turns
+from benchmarks.machine import Work
+from benchmarks.suite import Benchmark, Case, Rivals, Run, differentiated
 from fastinpaint.ops.patch_attention import patch_attention
 from fastinpaint.reference.patch_attention import NORM_FLOOR, key_patches
 
-CASES = {  # the generator's maps: channels, side in pixels, whether with the backward
-    "32² x 256": (256, 32, False),
-    "32² x 256, with backward": (256, 32, True),
-    "64² x 128": (128, 64, False),
-    "64² x 128, with backward": (128, 64, True),
-    "128² x 64": (64, 128, False),
-    "128² x 64, with backward": (64, 128, True),
-}
 KERNEL_SIZE, STRIDE, SCALE = 3, 2, 10.0  # the generator's
-TOLERANCE = 1e-4  # relative L2 of two float32 results; gradients of the convolution form carry 1e-5
-Run = Callable[[Tensor], Tensor]
+Attention = Callable[..., Tensor]
 
 
-def fused_attention(features: Tensor) -> Tensor:
-    """The same through ``scaled_dot_product_attention`` over unfolded patches, folded back with their sides swapped."""
+def cases(device: str) -> list[Case]:
+    if device == "cuda":
+        rows = [(4, 256, side, backward) for side in (32, 64, 128) for backward in (False, True)]
+    else:
+        rows = [(1, image, image // 2, backward) for backward in (False, True) for image in (64, 128, 256)]
+        rows += [(1, 256, side, backward) for side in (32, 64) for backward in (False, True)]
+    return [_case(*row, device) for row in rows]
+
+
+def _case(batch: int, image: int, side: int, backward: bool, device: str) -> Case:
+    """The generator attends at an eighth, a quarter and half of an image, with 256, 128 and 64 channels."""
+    channels = 32 * image // side
+    queries, keys = side**2, (side // STRIDE) ** 2
+    # Products of pairs of pixels, 2.25 times fewer than those of patches; the backward has twice as many again.
+    products = 2 * 2 * queries * keys * channels * KERNEL_SIZE**2 / 2.25
+    passes = "forward + backward" if backward else "forward"
+    return Case(
+        f"{f'{batch} x ' if batch > 1 else ''}{side}² x {channels}, {passes}",
+        {"batch": batch, "channels": channels, "side": side, "backward": backward},
+        Work(
+            bytes=batch * 4 * channels * side**2 * (4 if backward else 2),
+            flops=batch * products * (3 if backward else 1),
+            exponentials=batch * queries * keys * (2 if backward else 1),
+            dtype="float32" if device == "cpu" else "bfloat16",
+        ),
+        items=batch,
+        series=f"64 channels, {passes}" if side * 2 == image and batch == 1 else "",
+        size=image,
+    )
+
+
+def unfolded(features: Tensor, attention: Attention) -> Tensor:
+    """The same through fused attention over unfolded patches, folded back with their sides swapped."""
     height, width = features.shape[2:]
     query = F.unfold(features, KERNEL_SIZE, padding=KERNEL_SIZE // 2).transpose(1, 2)  # (B, N, C k k)
     patches = key_patches(features, KERNEL_SIZE, STRIDE)  # (B, M, C, k, k)
     norm = patches.square().sum((2, 3, 4), keepdim=True).clamp_min(NORM_FLOOR**2).sqrt()
-    value = patches.flip(3, 4).flatten(2)
-    result = F.scaled_dot_product_attention(query, (patches / norm).flatten(2), value, scale=SCALE)
+    key, value = (patches / norm).flatten(2), patches.flip(3, 4).flatten(2)
+    result = attention(query[:, None], key[:, None], value[:, None], scale=SCALE)[:, 0]
     return F.fold(result.transpose(1, 2), (height, width), KERNEL_SIZE, padding=KERNEL_SIZE // 2) / 4
 
 
-def rivals() -> dict[str, Run]:
-    """Name -> features to output."""
+def attend(features: Tensor, backend: str) -> Tensor:
+    """Patch attention as the generator has it."""
+    return patch_attention(features, kernel_size=KERNEL_SIZE, stride=STRIDE, softmax_scale=SCALE, backend=backend)
 
-    def ours(backend: str) -> Run:
-        return lambda features: patch_attention(
-            features, kernel_size=KERNEL_SIZE, stride=STRIDE, softmax_scale=SCALE, backend=backend
-        )
 
-    return {
-        "native": ours("native"),
-        "convolutions": ours("reference"),
-        "scaled_dot_product_attention": fused_attention,
+def rivals(device: str, batch: int, channels: int, side: int, backward: bool) -> Rivals:
+    """Name to a call for the output and, with ``backward``, the gradient of the features."""
+    features = torch.randn(batch, channels, side, side, device=device)
+    if device == "cuda":
+        features = (features / 8).bfloat16()  # scores that bfloat16 can tell apart
+    features.requires_grad_(backward)
+    ours = "native" if device == "cpu" else "triton"
+    compiled = torch.compile(attend, dynamic=False)
+    compiled_flex = torch.compile(flex_attention, dynamic=False)
+    values = {
+        ours: lambda: attend(features, ours),
+        "convolutions": lambda: attend(features, "reference"),
+        "torch.compile": lambda: compiled(features, "reference"),
+        "scaled_dot_product_attention": lambda: unfolded(features, F.scaled_dot_product_attention),
+        "FlexAttention": lambda: unfolded(features, compiled_flex),
     }
+    calls: dict[str, Run | str] = {name: differentiated(value, [features], backward) for name, value in values.items()}
+    if device == "cuda":
+        calls["FlexAttention"] = calls["torch.compile"] = "left out for the time that it takes to compile"
+    return calls
 
 
-def check(runs: dict[str, Run], features: Tensor, case: str) -> None:
-    """Stop unless all agree: an operator that fails has no speed."""
-    wanted = runs["convolutions"](features)
-    for name, run in runs.items():
-        error = ((run(features) - wanted).norm() / wanted.norm()).item()
-        if not error < TOLERANCE:
-            raise SystemExit(f"{case}: {name} differs from the convolution form by {error:.1e}")
-
-
-def with_backward(run: Run, weight: Tensor) -> Run:
-    """Forward and backward; returns the gradient."""
-
-    def both(features: Tensor) -> Tensor:
-        features = features.detach().requires_grad_()
-        return torch.autograd.grad(run(features), features, weight)[0]
-
-    return both
-
-
-def report(cases: list[str] | None = None) -> Report:
-    """Time every case (or those named)."""
-    result = Report(f"Patch attention, k = {KERNEL_SIZE}, stride {STRIDE}: per image", ours="native")
-    for case in cases or CASES:
-        channels, size, backward = CASES[case]
-        torch.manual_seed(0)
-        features, weight = torch.randn(2, 1, channels, size, size)
-        runs = {name: with_backward(run, weight) if backward else run for name, run in rivals().items()}
-        memory = ", ".join(f"{name} {extra_memory(partial(run, features)):.0f}" for name, run in runs.items())
-        result.notes.append(f"{case}: extra memory in MiB: {memory}.")
-        check(runs, features, case)
-        calls = {name: partial(run, features) for name, run in runs.items()}
-        result.rows[case] = time_in_turns(calls, rounds=15, budget=5.0)
-    return result
-
-
-if __name__ == "__main__":
-    run_as_program(report, CASES, __doc__)
+BENCHMARK = Benchmark(
+    title=f"Patch attention, k = {KERNEL_SIZE}, stride {STRIDE}: per image",
+    cases=cases,
+    rivals=rivals,
+    truth=("convolutions",),
+    tolerance=lambda device, **__: 1e-4 if device == "cpu" else 3e-2,
+    notes=(
+        "Not run for images of 512² and 1024² on the CPU: the work grows 16 times with each doubling.",
+        "The floor counts products of pairs of pixels, 2.25 times fewer than those of patches.",
+    ),
+)

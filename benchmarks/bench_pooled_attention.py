@@ -1,31 +1,60 @@
-"""Pooled attention against plain PyTorch, torch.compile and torch's fused attention, on the CPU.
+"""Pooled attention against eager PyTorch, torch.compile, torch's fused attention and FlexAttention."""
 
-``python -m benchmarks.bench_pooled_attention [case ...]`` prints a Markdown table. Output and gradients are compared
-with the reference's first; then the rivals take turns in one process.
-"""
-
-from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention.flex_attention import flex_attention
 
-from benchmarks.harness import Report, extra_memory, run_as_program, time_in_turns
+from benchmarks.machine import Work
+from benchmarks.suite import Benchmark, Case, Rivals, Run, differentiated
 from fastinpaint.ops._backend import native_reason
 from fastinpaint.ops.pooled_attention import pooled_attention
-from fastinpaint.reference import pooled_attention as reference
 
-CASES = {  # name: batch, queries, keys, width, of the generator's attentions on a 256 x 256 image
-    "1 x (16384, 4096, 4)": (1, 16384, 4096, 4),
-    "1 x (4096, 1024, 8)": (1, 4096, 1024, 8),
-    "1 x (1024, 256, 16)": (1, 1024, 256, 16),
-    "4 x (16384, 4096, 4)": (4, 16384, 4096, 4),
-    "16 x (4096, 1024, 8)": (16, 4096, 1024, 8),
-    "16 x (1024, 256, 16)": (16, 1024, 256, 16),
-}
-LARGEST_MATRIX = 2**28  # scores; what keeps them all is left out above
-Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
-Run = Callable[[], tuple[Tensor, ...]]
+LARGEST_MATRIX = 2**28  # scores, 1 GiB; what keeps them all is left out above
+
+
+def cases(device: str) -> list[Case]:
+    float32, bfloat16 = torch.float32, torch.bfloat16
+    if device == "cuda":
+        rows = [
+            (16, 256, width, dtype, backward)
+            for width in (16, 8, 4)
+            for dtype, backward in ((bfloat16, False), (bfloat16, True), (float32, True))
+        ]
+    else:
+        widest = [(1, side, 4, float32, backward) for backward in (False, True) for side in (64, 128, 256, 512)]
+        rows = [*widest, (1, 1024, 4, float32, False)]
+        rows += [(1, 256, width, float32, backward) for width in (8, 16) for backward in (False, True)]
+        rows += [(4, 256, 4, float32, False), (16, 256, 8, float32, True), (16, 256, 16, float32, True)]
+    listed = [_case(*row) for row in rows]
+    if device == "cpu":  # not the generator's: as wide as the kernel takes, where the products decide
+        listed += [_case(1, 256, 64, float32, backward, shape=(1024, 1024)) for backward in (False, True)]
+    return listed
+
+
+def _case(
+    batch: int, side: int, width: int, dtype: torch.dtype, backward: bool, shape: tuple[int, int] | None = None
+) -> Case:
+    """Of width 4, 8 or 16 is the generator's attention at full, half and quarter size of an image."""
+    queries, keys = shape or ((side * 2 // width) ** 2, (side // width) ** 2)
+    scores = batch * queries * keys
+    passed = batch * (2 * queries + 2 * keys) * width * dtype.itemsize
+    return Case(
+        f"{batch} x ({queries}, {keys}, {width}){'' if dtype == torch.float32 else ', bfloat16'}, "
+        f"{'forward + backward' if backward else 'forward'}",
+        {"batch": batch, "queries": queries, "keys": keys, "width": width, "dtype": dtype, "backward": backward},
+        Work(
+            bytes=(3 if backward else 1) * passed,
+            flops=(14 if backward else 4) * scores * width,  # two products; scores again and four more
+            exponentials=(1 + backward) * scores,
+            dtype=str(dtype).removeprefix("torch."),
+        ),
+        items=batch,
+        series=f"width 4, {'forward + backward' if backward else 'forward'}" if (batch, width) == (1, 4) else "",
+        size=side,
+    )
 
 
 def fused_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -33,56 +62,38 @@ def fused_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(query[:, None], key[:, None], value[:, None], scale=1.0)[:, 0]
 
 
-def native(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Ours."""
-    return pooled_attention(query, key, value, backend="native")
+def rivals(device: str, batch: int, queries: int, keys: int, width: int, dtype: torch.dtype, backward: bool) -> Rivals:
+    """Name to a call for the output, or for it and the gradients of query, key and value."""
+    leaves = [
+        torch.randn(batch, count, width, device=device).to(dtype).requires_grad_(backward)
+        for count in (queries, keys, keys)
+    ]
+    compiled_flex = torch.compile(flex_attention, dynamic=False)
+
+    def flex(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        result: Tensor = compiled_flex(query[:, None], key[:, None], value[:, None], scale=1.0)
+        return result[:, 0]
+
+    functions = {"scaled_dot_product_attention": fused_attention, "FlexAttention": flex}
+    functions["eager"] = partial(pooled_attention, backend="reference")
+    functions["torch.compile"] = torch.compile(functions["eager"], dynamic=False)
+    ours = "native" if device == "cpu" else "triton"
+    gap = native_reason("pooled_attention", *leaves) if device == "cpu" else None
+    calls: dict[str, Run | str] = {
+        ours: gap or differentiated(lambda: pooled_attention(*leaves, backend=ours), leaves, backward)
+    }
+    for name, function in functions.items():
+        calls[name] = differentiated(lambda function=function: function(*leaves), leaves, backward)  # type: ignore[misc]
+    if device == "cpu" and batch * queries * keys > LARGEST_MATRIX:
+        gigabytes = batch * queries * keys * 4 / 2**30
+        calls["eager"] = calls["torch.compile"] = f"its matrix of scores takes {gigabytes:.0f} GiB"
+    return calls
 
 
-def rivals(batch: int, queries: int, keys: int, width: int, backward: bool) -> dict[str, Run]:
-    """Name to a call that returns the output, or the gradients of query, key and value."""
-    torch.manual_seed(0)
-    inputs = tuple(torch.randn(batch, count, width, requires_grad=backward) for count in (queries, keys, keys))
-    grad = torch.randn(batch, queries, width)
-    functions: dict[str, Attention] = {"scaled_dot_product_attention": fused_attention}
-    if native_reason("pooled_attention", *inputs) is None:
-        functions = {"native": native, **functions}
-    if batch * queries * keys <= LARGEST_MATRIX:
-        functions["reference"] = reference.pooled_attention
-        functions["torch.compile"] = torch.compile(reference.pooled_attention, dynamic=False)
-
-    def call(function: Attention) -> Run:
-        if backward:
-            return lambda: torch.autograd.grad(function(*inputs), inputs, grad)
-        return lambda: (function(*inputs),)
-
-    return {name: call(function) for name, function in functions.items()}
-
-
-def check(calls: dict[str, Run], case: str) -> None:
-    """Stop unless ours agrees with its rivals: an operator that fails has no speed."""
-    for name in set(calls) - {"native"}:
-        for found, wanted in zip(calls["native"](), calls[name](), strict=True):
-            error = ((found - wanted).norm() / wanted.norm()).item()
-            if not error < 2e-5:
-                raise SystemExit(f"{case}: native and {name} differ by {error:.1e}")
-
-
-def report(cases: list[str] | None = None) -> Report:
-    """Time every case (or those named), forward and forward with backward."""
-    result = Report("Pooled attention, batch x (queries, keys, width): per image", ours="native")
-    for case in cases or CASES:
-        for direction, backward in (("forward", False), ("forward + backward", True)):
-            name = f"{case}, {direction}"
-            calls = rivals(*CASES[case], backward=backward)
-            result.ours = next(iter(calls))
-            if result.ours == "native":
-                check(calls, name)
-            memory = ", ".join(f"{rival} {extra_memory(call):.1f}" for rival, call in calls.items())
-            result.notes.append(f"- {name}: peak extra memory in MiB: {memory}.")
-            result.rows[name] = time_in_turns(calls, budget=2.0)
-            result.per[name] = CASES[case][0]
-    return result
-
-
-if __name__ == "__main__":
-    run_as_program(report, CASES, __doc__)
+BENCHMARK = Benchmark(
+    title="Pooled attention, batch x (queries, keys, width): per image",
+    cases=cases,
+    rivals=rivals,
+    truth=("eager", "scaled_dot_product_attention"),
+    tolerance=lambda _, dtype, **__: 2e-5 if dtype == torch.float32 else 3e-2,
+)

@@ -3,8 +3,8 @@
 #
 #   scripts/gpu_check.sh [FOLDER]      results go to FOLDER, ./gpu-results by default; PYTHON names the interpreter
 #
-# Ends within 8 minutes. FOLDER: summary.md, build.txt, tests.txt, a table (.md), samples (.json) and a plot (.png) for
-# each benchmark, kernels.txt with the profiler's numbers. The exit status is 0 when the tests passed and the
+# Ends within 8 minutes. FOLDER: summary.md, build.txt, tests.txt, and for each benchmark a table (.md), samples (.json),
+# a plot (.png) and the profiler's numbers (.txt). The exit status is 0 when the tests passed and the
 # benchmarks, which check every result first, ran through.
 set -uo pipefail
 
@@ -47,7 +47,7 @@ step build 120 "$python" setup.py build_ext --inplace
 mapfile -t files < <(grep -lr --include='test_*.py' 'mark.gpu' tests)
 step tests 200 "$python" -m pytest -m gpu -p no:cacheprovider "${files[@]}"
 tests=$?
-step benchmarks 150 "$python" -m benchmarks.gpu --out "$out"
+step benchmarks 150 "$python" -m benchmarks --device cuda --budget 0.3 --out "$out"
 benchmarks=$?
 cat "$out/summary.md"
 exit $((tests || benchmarks))

@@ -117,15 +117,22 @@ class PooledAttention(nn.Module):
         for convolution in (self.query, self.key, self.value):
             init_convolution(convolution)
 
+    def operands(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, C, H, W) -> query (B, H W / 4, d), key and value (B, H W / 16, d)."""
+        y = self.down(x)  # (B, C, H / 2, W / 2)
+        query, key, value = self.query(y), F.max_pool2d(self.key(y), 2), F.max_pool2d(self.value(y), 2)
+        return _positions(query), _positions(key), _positions(value)
+
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
-        y = self.down(x)
-        query = self.query(y)  # (B, d, H / 2, W / 2)
-        key = F.max_pool2d(self.key(y), 2)  # (B, d, H / 4, W / 4)
-        value = F.max_pool2d(self.value(y), 2)
-        attended = pooled_attention(*(t.flatten(2).transpose(1, 2) for t in (query, key, value)))
-        attended = attended.transpose(1, 2).reshape(query.shape)
-        return x + self.gamma * self.up(attended)
+        attended = pooled_attention(*self.operands(x)).transpose(1, 2)  # (B, d, H W / 4)
+        height, width = x.shape[-2:]
+        return x + self.gamma * self.up(attended.unflatten(2, (height // 2, width // 2)))
+
+
+def _positions(maps: Tensor) -> Tensor:
+    """(B, C, H, W) -> (B, H W, C)."""
+    return maps.flatten(2).transpose(1, 2)
 
 
 class PatchAttention(nn.Module):

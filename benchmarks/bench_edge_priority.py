@@ -1,0 +1,44 @@
+"""The priority mask of an edge map against eager PyTorch and torch.compile."""
+
+import torch
+
+from benchmarks.machine import Work
+from benchmarks.suite import Benchmark, Case, Rivals, differentiated
+from fastinpaint.ops.edge_priority import edge_priority
+
+
+def cases(device: str) -> list[Case]:
+    return [] if device == "cuda" else [_case(8, side) for side in (64, 256, 1024)]
+
+
+def _case(batch: int, side: int) -> Case:
+    pixels = batch * side**2
+    return Case(
+        f"{batch} x {side}²",
+        {"batch": batch, "side": side},
+        Work(bytes=8 * pixels, flops=36 * pixels),  # two Gaussians of two axes and five taps
+        items=batch,
+        series="forward",
+        size=side,
+    )
+
+
+def rivals(device: str, batch: int, side: int) -> Rivals:
+    """Name to a call for the mask."""
+    edges = (torch.rand(batch, 1, side, side, device=device) < 0.1).float()
+    compiled = torch.compile(edge_priority, dynamic=False)
+    values = {
+        "native": lambda: edge_priority(edges, backend="native"),
+        "eager": lambda: edge_priority(edges, backend="reference"),
+        "torch.compile": lambda: compiled(edges, backend="reference"),
+    }
+    return {name: differentiated(value, [], False) for name, value in values.items()}
+
+
+BENCHMARK = Benchmark(
+    title="Edge priority, two Gaussians of 5 x 5: per image",
+    cases=cases,
+    rivals=rivals,
+    truth=("eager",),
+    tolerance=lambda *_, **__: 1e-5,
+)

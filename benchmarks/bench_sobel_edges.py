@@ -1,0 +1,68 @@
+"""Image gradients against eager PyTorch, torch.compile and OpenCV."""
+
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+
+from benchmarks.machine import Work
+from benchmarks.suite import Benchmark, Case, Rivals, Run, differentiated
+from fastinpaint.ops.sobel_edges import sobel_edges
+
+
+def cases(device: str) -> list[Case]:
+    rows = [(8, side, backward) for backward in (False, True) for side in (64, 256, 1024)]
+    return [] if device == "cuda" else [_case(*row) for row in rows]
+
+
+def _case(batch: int, side: int, backward: bool) -> Case:
+    passes = "forward + backward" if backward else "forward"
+    values = batch * 9 * side**2  # three channels in, six out
+    return Case(
+        f"{batch} x 3 x {side}², {passes}",
+        {"batch": batch, "side": side, "backward": backward},
+        Work(bytes=4 * values * (2 if backward else 1), flops=12 * 3 * batch * side**2),
+        items=batch,
+        series=passes,
+        size=side,
+    )
+
+
+def rivals(device: str, batch: int, side: int, backward: bool) -> Rivals:
+    """Name to a call for the gradients and, with ``backward``, their gradient."""
+    image = torch.rand(batch, 3, side, side, device=device, requires_grad=backward)
+    compiled = torch.compile(sobel_edges, dynamic=False)
+    values = {
+        "native": lambda: sobel_edges(image, backend="native"),
+        "eager": lambda: sobel_edges(image, backend="reference"),
+        "torch.compile": lambda: compiled(image, backend="reference"),
+    }
+    calls: dict[str, Run | str] = {name: differentiated(value, [image], backward) for name, value in values.items()}
+    calls["OpenCV"] = "it has no backward" if backward else _opencv(image)
+    return calls
+
+
+def _opencv(image: Tensor) -> Run | str:
+    if find_spec("cv2") is None:
+        return "OpenCV is not installed"
+    import cv2
+
+    planes = image.flatten(0, 1).numpy()
+
+    def run() -> Tensor:
+        result = torch.empty(len(planes), 2, *planes.shape[1:])
+        for plane, (dy, dx) in zip(planes, result.numpy(), strict=True):
+            cv2.Sobel(plane, cv2.CV_32F, 0, 1, dst=dy, borderType=cv2.BORDER_REFLECT_101)
+            cv2.Sobel(plane, cv2.CV_32F, 1, 0, dst=dx, borderType=cv2.BORDER_REFLECT_101)
+        return result.view(image.shape[0], 6, *image.shape[2:])
+
+    return run
+
+
+BENCHMARK = Benchmark(
+    title="Sobel gradients of three channels: per image",
+    cases=cases,
+    rivals=rivals,
+    truth=("eager",),
+    tolerance=lambda *_, **__: 1e-5,
+)

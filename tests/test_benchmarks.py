@@ -1,0 +1,141 @@
+"""The benchmark suite itself: it must not time a wrong result, and must print the rows that it loses."""
+
+import json
+import time
+
+import pytest
+import torch
+
+from benchmarks import results
+from benchmarks.machine import EXPONENTIAL_FLOPS, Ceilings, Work
+from benchmarks.suite import Benchmark, Case, WrongResult, find_benchmarks, prepare, run
+from benchmarks.timing import extra_memory, spread, time_in_turns
+
+
+def _benchmark(**rivals):
+    """A benchmark of calls that must return ones; the first is ours, the second the truth."""
+    names = list(rivals)
+    return Benchmark(
+        title="Ones: per image",
+        cases=lambda device: [
+            Case(f"2 x {side}²", {"side": side}, Work(bytes=8 * side**2), items=2, series="batch 2", size=side)
+            for side in (8, 16)
+        ],
+        rivals=lambda device, side: {
+            name: rival if isinstance(rival, str) else lambda rival=rival: rival(side) for name, rival in rivals.items()
+        },
+        ours={"cpu": names[0]},
+        truth=(names[1],),
+        tolerance=lambda device, side: 1e-6,
+        differs={"other": "it returns twos"},
+        notes=("A note.",),
+    )
+
+
+def _ones(side):
+    return torch.ones(side, side)
+
+
+def _slow_ones(side):
+    time.sleep(2e-3)
+    return torch.ones(side, side)
+
+
+def _no_ones(side):
+    raise RuntimeError("no ones today\nat all")
+
+
+def test_a_wrong_result_is_never_timed():
+    wrong = _benchmark(ours=lambda side: _ones(side) * 1.001, truth=_ones)
+    with pytest.raises(WrongResult, match=r"2 x 8²: ours differs from truth by 1\.0e-03"):
+        run(wrong, budget=0.01)
+    nan = _benchmark(ours=lambda side: _ones(side) * float("nan"), truth=_ones)
+    with pytest.raises(WrongResult):
+        run(nan, budget=0.01)
+
+
+def test_our_own_error_is_an_error_and_a_peers_is_a_reason():
+    with pytest.raises(RuntimeError, match="no ones today"):
+        run(_benchmark(ours=_no_ones, truth=_ones), budget=0.01)
+    benchmark = _benchmark(ours=_ones, truth=_ones, peer=_no_ones, large="takes 9 GiB")
+    calls, left_out = prepare(benchmark, benchmark.cases("cpu")[0], "cpu")
+    assert list(calls) == ["ours", "truth"]
+    assert left_out == {"peer": "RuntimeError: no ones today", "large": "takes 9 GiB"}
+
+
+def test_everything_is_kept_and_drawn_and_a_lost_row_is_printed(tmp_path):
+    kept = []
+    benchmark = _benchmark(ours=_slow_ones, truth=_ones, other=lambda side: 2 * _ones(side), absent="not installed")
+    found = run(benchmark, budget=0.02, keep=lambda now: kept.append(len(now.rows)))
+    assert kept == [1, 2]
+    found.save(tmp_path, "ones")
+    assert {path.name for path in tmp_path.iterdir()} == {"ones.json", "ones.md", "ones.png"}
+    assert results.load(tmp_path / "ones.json") == found
+    assert (tmp_path / "ones.png").read_bytes().startswith(b"\x89PNG")
+    text = (tmp_path / "ones.md").read_text()
+    row = next(line for line in text.splitlines() if line.startswith("| 2 x 16²"))
+    ratio = found.rows[1].microseconds("truth") / found.rows[1].microseconds("ours")
+    assert ratio < 0.5
+    assert f"({ratio:.2f}x)" in row
+    for part in (
+        "Not run, absent: not installed — 2 x 8²; 2 x 16².",
+        "other is not compared: it returns twos.",
+        "A note.",
+    ):
+        assert part in text
+    facts = json.loads((tmp_path / "ones.json").read_text())["circumstances"]
+    assert {"commit", "cpu", "threads", "load", "versions", "ceilings"} <= set(facts)
+    assert facts["versions"]["torch"] == torch.__version__
+
+
+def test_only_the_named_cases_run():
+    assert [row.case for row in run(_benchmark(ours=_ones, truth=_ones), wanted="16", budget=0.01).rows] == ["2 x 16²"]
+
+
+def test_floor_is_the_slower_of_memory_and_arithmetic():
+    ceilings = Ceilings(100.0, {"float32": 1000.0, "float64": 500.0})
+    assert ceilings.floor(Work(bytes=200, flops=1000)) == 2.0
+    assert ceilings.floor(Work(bytes=200, flops=4000)) == 4.0
+    assert ceilings.floor(Work(bytes=200, flops=4000, dtype="float64")) == 8.0
+    assert ceilings.floor(Work(bytes=0, flops=1000, exponentials=1000)) == 1.0 + EXPONENTIAL_FLOPS
+    with_unit = Ceilings(100.0, {"float32": 1000.0}, exponentials_per_second=10.0)
+    assert with_unit.floor(Work(bytes=0, flops=1000, exponentials=1000)) == 100.0
+
+
+def test_rivals_take_turns_and_a_very_slow_one_goes_once():
+    order = []
+    rivals = {
+        "a": lambda: (order.append("a"), time.sleep(5e-3)),
+        "b": lambda: (order.append("b"), time.sleep(5e-3)),
+        "slow": lambda: (order.append("slow"), time.sleep(0.5)),
+    }
+    samples = time_in_turns(rivals, rounds=3, budget=0.1)
+    assert order == [*"aabb", "slow", *"ababab"]
+    assert len(samples["slow"]) == 1
+    assert all(5e-3 <= second < 1 for second in samples["a"])
+
+
+def test_spread_is_half_the_quartile_distance():
+    assert spread([1.0]) == 0.0
+    assert spread([1.0, 2.0, 3.0]) == pytest.approx(0.5)
+
+
+def test_extra_memory_sees_what_a_call_takes_and_gives_back():
+    assert 63 < extra_memory(lambda: torch.ones(16, 2**20)) < 80
+    assert extra_memory(lambda: None) < 4
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile", "ignore:.*torch.jit.script_method")
+@pytest.mark.parametrize("name", sorted(find_benchmarks()))
+def test_the_smallest_case_of_every_benchmark_agrees(name):
+    benchmark = find_benchmarks()[name]
+    smallest = min(benchmark.cases("cpu"), key=lambda case: case.work.bytes)
+    with torch.compiler.set_stance("force_eager"):
+        calls, left_out = prepare(benchmark, smallest, "cpu")
+    assert benchmark.ours["cpu"] in calls, left_out
+    assert any(truth in calls for truth in benchmark.truth)
+    names = [case.name for case in benchmark.cases("cpu")]
+    assert len(set(names)) == len(names)
+    for case in benchmark.cases("cpu") + benchmark.cases("cuda"):
+        assert case.work.bytes > 0
+        assert case.size > 0
