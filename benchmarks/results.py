@@ -142,7 +142,7 @@ def _circumstances(facts: dict[str, Any]) -> list[str]:
 
 
 def plot(results: Results, path: Path) -> None:
-    """Curves of time over size for every series, bars for the cases by themselves."""
+    """Curves of time over size for every series, dots for the cases by themselves."""
     from matplotlib.figure import Figure
 
     series: dict[str, list[Row]] = {}
@@ -156,7 +156,7 @@ def plot(results: Results, path: Path) -> None:
     for name, rows in series.items():
         _curves(next(axes), name, sorted(rows, key=lambda row: row.size), colours)
     if alone:
-        _bars(next(axes), alone, colours)
+        _dots(next(axes), alone, colours)
     figure.suptitle(results.title)
     figure.savefig(path, dpi=110)
 
@@ -174,16 +174,16 @@ def _curves(axes: Any, title: str, rows: list[Row], colours: dict[str, str]) -> 
     axes.legend(fontsize=8)
 
 
-def _bars(axes: Any, rows: list[Row], colours: dict[str, str]) -> None:
-    height = 0.8 / len(colours)
-    for index, (rival, colour) in enumerate(colours.items()):
-        bars = [(i + index * height, row.microseconds(rival)) for i, row in enumerate(rows) if rival in row.seconds]
-        if bars:
-            places, lengths = zip(*bars, strict=True)
-            axes.barh(places, lengths, height, color=colour, label=rival)
-    axes.set_yticks([i + 0.4 for i in range(len(rows))], [row.case for row in rows], fontsize=8)
-    axes.invert_yaxis()
+def _dots(axes: Any, rows: list[Row], colours: dict[str, str]) -> None:
+    for rival, colour in colours.items():
+        dots = [(row.microseconds(rival), place) for place, row in enumerate(rows) if rival in row.seconds]
+        if dots:
+            axes.plot(*zip(*dots, strict=True), "o", color=colour, label=rival)
+    axes.plot([row.floor / row.items * 1e6 for row in rows], range(len(rows)), "k|", label="floor")
+    axes.set_yticks(range(len(rows)), [row.case for row in rows], fontsize=8)
     axes.set(xlabel="microseconds for an image", xscale="log")
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
 
 
