@@ -1,11 +1,12 @@
 """``python -m benchmarks [name ...]``: check, time, print tables, and keep them with samples and plots."""
 
 import argparse
+import traceback
 from pathlib import Path
 
 import torch
 
-from benchmarks.results import Results, table
+from benchmarks.results import Results, draw, table
 from benchmarks.suite import Benchmark, find_benchmarks, run
 
 
@@ -24,20 +25,32 @@ def main() -> None:
         parser.error(f"no benchmark named {', '.join(unknown)}; there are {', '.join(known)}")
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch sees no CUDA device")
-    for name in options.names or known:
-        run_one(known[name], name, options)
+    failed = [name for name in options.names or known if not run_one(known[name], name, options)]
+    if failed:
+        raise SystemExit(f"failed: {', '.join(failed)}")
 
 
-def run_one(benchmark: Benchmark, name: str, options: argparse.Namespace) -> None:
-    """Run one benchmark, print its table, and keep what there is after every case."""
+def run_one(benchmark: Benchmark, name: str, options: argparse.Namespace) -> bool:
+    """Run one benchmark, keep what there is after every case, print its table; False if it failed."""
+    done: list[Results] = []
 
     def keep(results: Results) -> None:
+        done[:] = [results]
         if options.out is not None:
             results.save(options.out, name)
 
-    results = run(benchmark, options.device, options.case, budget=options.budget, keep=keep)
-    if results.rows:
+    try:
+        run(benchmark, options.device, options.case, budget=options.budget, keep=keep)
+    except Exception:
+        traceback.print_exc()
+        failed = True
+    else:
+        failed = False
+    for results in done:
         print(table(results), flush=True)
+        if options.out is not None:
+            draw(options.out / f"{name}.json")
+    return not failed
 
 
 if __name__ == "__main__":

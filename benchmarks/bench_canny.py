@@ -73,7 +73,7 @@ def rivals(device: str, batch: int, side: int) -> Rivals:
     else:
         gap = native_reason("canny", image)
         calls["native, CUDA"] = gap or (lambda: canny(image, backend="native", **OPTIONS))
-        calls["native, CPU"] = lambda: canny(host, backend="native", **OPTIONS)
+        calls["native, CPU"] = native_reason("canny", host) or (lambda: canny(host, backend="native", **OPTIONS))
     calls["OpenCV, 8 bit, CPU"] = _opencv(images)
     calls["scikit-image"] = _scikit_image(images)
     calls["kornia"] = _kornia(image)

@@ -84,7 +84,7 @@ BENCHMARK = Benchmark(
     rivals=rivals,
     ours={"cpu": "whole", "cuda": "whole"},
     truth=("whole, eager attention", "whole"),
-    tolerance=lambda *_, **__: 1e-4,
+    tolerance=lambda device, **_: 1e-4 if device == "cpu" else 1e-3,  # a GPU's attention multiplies in TensorFloat-32
     differs={name: "it is a part of the whole" for name in ("its attentions", "its attentions, eager")},
     notes=("The ratio of the attentions is their share of the whole.",),
 )

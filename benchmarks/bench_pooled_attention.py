@@ -84,6 +84,8 @@ def rivals(device: str, batch: int, queries: int, keys: int, width: int, dtype: 
     }
     for name, function in functions.items():
         calls[name] = differentiated(lambda function=function: function(*leaves), leaves, backward)  # type: ignore[misc]
+    if device == "cuda" and width < 16:
+        calls["FlexAttention"] = "on a GPU it takes widths from 16"
     if device == "cpu" and batch * queries * keys > LARGEST_MATRIX:
         gigabytes = batch * queries * keys * 4 / 2**30
         calls["eager"] = calls["torch.compile"] = f"its matrix of scores takes {gigabytes:.0f} GiB"

@@ -91,9 +91,17 @@ def ceilings(device: str) -> Ceilings:
         )
     exponentials = 0.0
     if cuda:  # 16 for each multiprocessor and clock
-        properties = torch.cuda.get_device_properties(device)
-        exponentials = 16.0 * properties.multi_processor_count * getattr(properties, "clock_rate", 0) * 1e3
+        exponentials = 16.0 * torch.cuda.get_device_properties(device).multi_processor_count * _clock()
     return Ceilings(copied, rates, exponentials)
+
+
+def _clock() -> float:
+    """Highest clock of the GPU's multiprocessors in Hz; 0 where nvidia-smi does not say."""
+    command = ["nvidia-smi", "--query-gpu=clocks.max.sm", "--format=csv,noheader,nounits"]
+    try:
+        return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[0]) * 1e6
+    except (OSError, subprocess.CalledProcessError, ValueError, IndexError):
+        return 0.0
 
 
 def circumstances(device: str) -> dict[str, object]:

@@ -63,10 +63,9 @@ class Results:
         return list(dict.fromkeys([self.ours, *(name for row in self.rows for name in row.seconds)]))
 
     def save(self, folder: Path, name: str) -> None:
-        """Write ``name.json`` and what ``draw`` makes of it."""
+        """Write ``name.json``, of which ``draw`` makes the rest."""
         folder.mkdir(parents=True, exist_ok=True)
         _write(folder / f"{name}.json", lambda path: path.write_text(json.dumps(asdict(self), indent=1)))
-        draw(folder / f"{name}.json")
 
 
 def load(path: Path) -> Results:

@@ -4,6 +4,7 @@ A module ``bench_<name>`` holds one ``BENCHMARK``; ``python -m benchmarks`` and 
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -81,27 +82,39 @@ def prepare(benchmark: Benchmark, case: Case, device: str) -> tuple[dict[str, Ru
     """The calls of a case, each of them run and checked once, and the reasons of those left out.
 
     Raises:
-        WrongResult: A result differs from the truth's.
-        Exception: Whatever ours raises; a peer that raises is left out.
+        WrongResult: Our result differs from the truth's.
+        Exception: Whatever ours raises; a peer that raises, or that differs, is left out.
     """
     torch.manual_seed(0)
     rivals = benchmark.rivals(device, **case.options)
     calls = {name: rival for name, rival in rivals.items() if not isinstance(rival, str)}
     left_out = {name: rival for name, rival in rivals.items() if isinstance(rival, str)}
-    truth = next(name for name in benchmark.truth if name in calls)
-    wanted = _tensors(calls[truth]())
-    for name in [name for name in calls if name != truth]:
-        try:
-            found = _tensors(calls[name]())
-        except Exception as error:
+    truth = next((name for name in benchmark.truth if name in calls), None)
+    if truth is None:
+        return {}, left_out | dict.fromkeys(calls, f"nothing to compare it with: no {' and no '.join(benchmark.truth)}")
+    with exact_convolutions():
+        wanted = _tensors(calls[truth]())
+        for name in [name for name in calls if name != truth]:
+            tolerance = None if name in benchmark.differs else benchmark.tolerance(device, **case.options)
+            error = _error_of(calls[name], wanted, tolerance, f"{case.name}: {name}")
+            if error is None:
+                continue
             if name == benchmark.ours[device]:
-                raise
+                raise error
             left_out[name] = _first_line(error)
             del calls[name]
-            continue
-        if name not in benchmark.differs:
-            _compare(found, wanted, benchmark.tolerance(device, **case.options), f"{case.name}: {name}", truth)
     return calls, left_out
+
+
+@contextmanager
+def exact_convolutions() -> Iterator[None]:
+    """Without TensorFloat-32, which cuDNN uses by default: it would hide the errors of others behind the truth's."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
 
 
 def run(
@@ -127,18 +140,23 @@ def run(
     for case in tqdm(cases, desc=benchmark.title.split(",")[0], unit="case", leave=False):
         calls, left_out = prepare(benchmark, case, device)
         memory = {name: extra_memory(call, device) for name, call in calls.items()}
-        kernels = ""
-        if device == "cuda":
-            ours = calls[results.ours]
-            kernels = profile(ours)
-            calls[f"{results.ours}, graph"] = graphed(ours)
+        if device == "cuda" and results.ours in calls:
+            _add_graph(calls, left_out, results.ours)
         seconds = time_in_turns(calls, device, budget=budget)
+        kernels = profile(calls[results.ours]) if device == "cuda" and results.ours in calls else ""
         floor = ceilings(device).floor(case.work)
         facts = (case.name, case.items, case.series, case.size, asdict(case.work), floor)
         results.rows.append(Row(*facts, seconds, memory, left_out, kernels))
         keep(results)
         torch.compiler.reset()
     return results
+
+
+def _add_graph(calls: dict[str, Run], left_out: dict[str, str], ours: str) -> None:
+    try:
+        calls[f"{ours}, graph"] = graphed(calls[ours])
+    except Exception as error:
+        left_out[f"{ours}, graph"] = _first_line(error)
 
 
 def graphed(call: Run) -> Run:
@@ -191,11 +209,17 @@ def _tensors(result: Any) -> list[Tensor]:
     return [result] if isinstance(result, Tensor) else list(result)
 
 
-def _compare(found: list[Tensor], wanted: list[Tensor], tolerance: float, name: str, truth: str) -> None:
-    for ours, theirs in zip(found, wanted, strict=True):
-        error = ((ours.double() - theirs.double()).norm() / theirs.double().norm().clamp_min(1e-30)).item()
-        if not error <= tolerance:
-            raise WrongResult(f"{name} differs from {truth} by {error:.1e}, relative; {tolerance:.1e} is allowed")
+def _error_of(call: Run, wanted: list[Tensor], tolerance: float | None, name: str) -> Exception | None:
+    """What a call raises, or a WrongResult; None where it agrees, or where it need not (no tolerance)."""
+    try:
+        found = _tensors(call())
+    except Exception as error:
+        return error
+    for ours, truth in zip(found, wanted, strict=True) if tolerance is not None else ():
+        distance = ((ours.double() - truth.double()).norm() / truth.double().norm().clamp_min(1e-30)).item()
+        if not distance <= tolerance:
+            return WrongResult(f"{name} is off by {distance:.1e}, relative; {tolerance:.1e} is allowed")
+    return None
 
 
 def _first_line(error: Exception) -> str:

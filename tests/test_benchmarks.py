@@ -6,6 +6,7 @@ import time
 import pytest
 import torch
 
+import benchmarks.__main__ as main
 from benchmarks import results
 from benchmarks.machine import EXPONENTIAL_FLOPS, Ceilings, Work
 from benchmarks.suite import Benchmark, Case, WrongResult, find_benchmarks, prepare, run
@@ -47,7 +48,7 @@ def _no_ones(side):
 
 def test_a_wrong_result_is_never_timed():
     wrong = _benchmark(ours=lambda side: _ones(side) * 1.001, truth=_ones)
-    with pytest.raises(WrongResult, match=r"2 x 8²: ours differs from truth by 1\.0e-03"):
+    with pytest.raises(WrongResult, match=r"2 x 8²: ours is off by 1\.0e-03, relative"):
         run(wrong, budget=0.01)
     nan = _benchmark(ours=lambda side: _ones(side) * float("nan"), truth=_ones)
     with pytest.raises(WrongResult):
@@ -57,10 +58,33 @@ def test_a_wrong_result_is_never_timed():
 def test_our_own_error_is_an_error_and_a_peers_is_a_reason():
     with pytest.raises(RuntimeError, match="no ones today"):
         run(_benchmark(ours=_no_ones, truth=_ones), budget=0.01)
-    benchmark = _benchmark(ours=_ones, truth=_ones, peer=_no_ones, large="takes 9 GiB")
+    benchmark = _benchmark(ours=_ones, truth=_ones, peer=_no_ones, large="takes 9 GiB", wrong=lambda side: -_ones(side))
     calls, left_out = prepare(benchmark, benchmark.cases("cpu")[0], "cpu")
     assert list(calls) == ["ours", "truth"]
-    assert left_out == {"peer": "RuntimeError: no ones today", "large": "takes 9 GiB"}
+    assert left_out == {
+        "peer": "RuntimeError: no ones today",
+        "large": "takes 9 GiB",
+        "wrong": "WrongResult: 2 x 8²: wrong is off by 2.0e+00, relative; 1.0e-06 is allowed",
+    }
+
+
+def test_without_a_truth_nothing_is_timed():
+    (row, _) = run(_benchmark(ours=_ones, truth="not installed"), budget=0.01).rows
+    assert row.seconds == {}
+    assert row.left_out == {"truth": "not installed", "ours": "nothing to compare it with: no truth"}
+
+
+def test_a_benchmark_that_fails_does_not_stop_the_others(tmp_path, monkeypatch, capsys):
+    known = {
+        "wrong": _benchmark(ours=lambda side: -_ones(side), truth=_ones),
+        "right": _benchmark(ours=_ones, truth=_ones),
+    }
+    monkeypatch.setattr(main, "find_benchmarks", lambda: known)
+    monkeypatch.setattr("sys.argv", ["benchmarks", "--budget", "0.01", "--out", str(tmp_path)])
+    with pytest.raises(SystemExit, match="failed: wrong"):
+        main.main()
+    assert {path.name for path in tmp_path.iterdir()} == {"right.json", "right.md", "right.png"}
+    assert "| 2 x 16² |" in capsys.readouterr().out
 
 
 def test_everything_is_kept_and_drawn_and_a_lost_row_is_printed(tmp_path):
@@ -69,6 +93,7 @@ def test_everything_is_kept_and_drawn_and_a_lost_row_is_printed(tmp_path):
     found = run(benchmark, budget=0.02, keep=lambda now: kept.append(len(now.rows)))
     assert kept == [1, 2]
     found.save(tmp_path, "ones")
+    results.draw(tmp_path / "ones.json")
     assert {path.name for path in tmp_path.iterdir()} == {"ones.json", "ones.md", "ones.png"}
     assert results.load(tmp_path / "ones.json") == found
     assert (tmp_path / "ones.png").read_bytes().startswith(b"\x89PNG")
