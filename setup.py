@@ -3,6 +3,8 @@
 Environment:
     FASTINPAINT_NO_EXT=1   install without the extension.
     FASTINPAINT_CUDA=1     compile csrc/cuda even where torch is not a CUDA build; =0 leaves it out.
+    FASTINPAINT_SANITIZE   address (undefined behaviour too) or thread: compile the CPU kernels with that sanitizer of
+                           GCC, into build/sanitize/address or thread, never in place. `make sanitize` needs both.
     CXX, MAX_JOBS          the compiler, and how many of it run at a time.
 """
 
@@ -25,6 +27,18 @@ CXX_FLAGS = [
     "-Wno-unused-parameter",  # torch's headers
     "-Wno-psabi",
     "-Wno-maybe-uninitialized",  # GCC 12 on its own AVX-512 intrinsics
+]
+SANITIZE = os.environ.get("FASTINPAINT_SANITIZE", "")
+SANITIZERS = {"": "", "address": "address,undefined,float-cast-overflow", "thread": "thread"}
+SANITIZE_FLAGS = [  # after CXX_FLAGS
+    f"-fsanitize={SANITIZERS[SANITIZE]}",
+    "-fno-sanitize-recover=all",  # a report ends the process
+    "-fno-wrapv",  # some Pythons ask for -fwrapv, which hides signed overflow
+    "-O1",  # -O3 takes far longer to compile and finds no more
+    "-g1",  # reports name lines
+    "-fno-omit-frame-pointer",
+    "-D_GLIBCXX_ASSERTIONS",  # std::vector checks its indices
+    "-DFASTINPAINT_SANITIZE",  # csrc/kept_memory.h
 ]
 NVCC_FLAGS = ["-O3", "-fmad=false", "-Xcompiler=-fvisibility=hidden"]
 
@@ -60,19 +74,33 @@ def extension_options() -> dict[str, object]:
     """Arguments of ``setup`` for the extension."""
     from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension
 
-    cuda = cuda_sources()
+    class NeverInPlace(BuildExtension):  # type: ignore[misc]
+        def finalize_options(self) -> None:
+            self.inplace = False  # the ordinary extension stays
+            super().finalize_options()
+
+    cuda = [] if SANITIZE else cuda_sources()
+    sources = sorted(map(str, [*Path("csrc").glob("*.cpp"), *(Path("tests/sanitize").glob("*.cpp") if SANITIZE else [])]))
+    folder = f"build/sanitize/{SANITIZE}"
     defines = [f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}", *(["-DUSE_CUDA"] if cuda else [])]
     extension = (CUDAExtension if cuda else CppExtension)(
         "fastinpaint._C",
-        [*sorted(map(str, Path("csrc").glob("*.cpp"))), *cuda],
+        [*sources, *cuda],
         depends=sorted(map(str, [*Path("csrc").rglob("*.h"), *Path("csrc").rglob("*.inc")])),
-        extra_compile_args={"cxx": [*defines, *CXX_FLAGS], "nvcc": [*defines, *NVCC_FLAGS]},
+        extra_compile_args={
+            "cxx": [*defines, *CXX_FLAGS, *(SANITIZE_FLAGS if SANITIZE else [])],
+            "nvcc": [*defines, *NVCC_FLAGS],
+        },
+        extra_link_args=SANITIZE_FLAGS[:1] if SANITIZE else [],
         py_limited_api=True,
     )
     return {
         "ext_modules": [extension],
-        "cmdclass": {"build_ext": BuildExtension},
-        "options": {"bdist_wheel": {"py_limited_api": "cp310"}},
+        "cmdclass": {"build_ext": NeverInPlace if SANITIZE else BuildExtension},
+        "options": {
+            "bdist_wheel": {"py_limited_api": "cp310"},
+            **({"build_ext": {"build_lib": folder, "build_temp": f"{folder}/objects"}} if SANITIZE else {}),
+        },
     }
 
 

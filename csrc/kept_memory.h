@@ -3,25 +3,35 @@
 
 #include <cstdint>
 #include <memory>
+#include <new>
 
 namespace fastinpaint {
+
+#ifdef FASTINPAINT_SANITIZE
+// AddressSanitizer sees an access past a block, or to a block that was given back; so each has just the wanted
+// size and is given back when the next one is asked for.
+constexpr bool kKeepMemory = false;
+#else
+constexpr bool kKeepMemory = true;
+#endif
 
 // Room for `count` values, aligned to 64 bytes, not initialised. It is the thread's own until it asks again
 // for the same type and use, and it only grows.
 template <class Value, int kUse = 0>
 Value* kept_memory(int64_t count) {
-  constexpr int64_t kAlign = 64;
-  thread_local std::unique_ptr<unsigned char[]> memory;
+  constexpr std::align_val_t kAlign{64};
+  struct Delete {
+    void operator()(void* block) const { ::operator delete(block, kAlign); }
+  };
+  thread_local std::unique_ptr<void, Delete> memory;
   thread_local int64_t size = 0;
-  const int64_t bytes = count * static_cast<int64_t>(sizeof(Value)) + kAlign;
-  if (size < bytes) {
+  if (size < count || !kKeepMemory) {
     memory.reset();  // before the new one, so that both are never held
     size = 0;
-    memory.reset(new unsigned char[bytes]);
-    size = bytes;
+    memory.reset(::operator new(count * sizeof(Value), kAlign));
+    size = count;
   }
-  const auto address = reinterpret_cast<uintptr_t>(memory.get());
-  return reinterpret_cast<Value*>((address + kAlign - 1) / kAlign * kAlign);
+  return static_cast<Value*>(memory.get());
 }
 
 }  // namespace fastinpaint
