@@ -22,3 +22,8 @@ def load() -> Path:
     if library.parent != wanted or mapped != {str(library)}:
         raise ImportError(f"wanted the extension in {wanted}, got {library}; mapped: {sorted(mapped)}")
     return library
+
+
+if __name__ == "__main__":
+    load()
+    print(import_module("fastinpaint.ops._backend").cpu_isa())

@@ -3,10 +3,6 @@
 import ctypes
 import sys
 
-import torch
-
-from tests.sanitize.extension import load
-
 # What a report of it says, by sanitizer and by name in planted.cpp.
 ERRORS = {
     "address": {
@@ -28,6 +24,10 @@ ERRORS = {
 
 def main() -> None:
     """Call it on the memory of a tensor of 13 elements, which end inside a cache line and a vector."""
+    import torch
+
+    from tests.sanitize.extension import load
+
     values = torch.zeros(13)
     error = getattr(ctypes.CDLL(str(load())), sys.argv[1])
     error.restype = ctypes.c_float
