@@ -3,18 +3,20 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+CXX_SOURCES := $(wildcard csrc/*.cpp csrc/*.h csrc/*.inc tests/sanitize/*.cpp)
 NATIVE := $(wildcard csrc/*.cpp csrc/*.h csrc/*.inc csrc/cuda/*.cu) setup.py
 
-.PHONY: demo test lint format bench clean
+.PHONY: demo test sanitize lint format bench clean
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo    train a small model for about three minutes and fill holes in photographs"
-	@echo "make test    the test suite"
-	@echo "make lint    ruff, mypy, clang-format, import-linter"
-	@echo "make format  let ruff and clang-format rewrite the sources"
-	@echo "make bench   the benchmarks, into benchmark-results/"
-	@echo "make clean   remove the environment and everything built"
+	@echo "make demo     train a small model for about three minutes and fill holes in photographs"
+	@echo "make test     the test suite"
+	@echo "make sanitize the native kernels under GCC's address, undefined behaviour and thread sanitizers, in five minutes"
+	@echo "make lint     ruff, mypy, clang-format, import-linter"
+	@echo "make format   let ruff and clang-format rewrite the sources"
+	@echo "make bench    the benchmarks, into benchmark-results/"
+	@echo "make clean    remove the environment and everything built"
 
 $(VENV)/.created: constraints.txt
 	@echo "Making the environment in $(VENV); this downloads PyTorch and takes a few minutes."
@@ -32,17 +34,20 @@ demo: $(STAMP)
 test: $(STAMP)
 	$(BIN)/python -m pytest
 
+sanitize: $(STAMP)
+	$(BIN)/python -m tests.sanitize
+
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --config pyproject.toml
-	$(BIN)/clang-format --dry-run --Werror $(wildcard csrc/*.cpp csrc/*.h csrc/*.inc)
+	$(BIN)/clang-format --dry-run --Werror $(CXX_SOURCES)
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $(wildcard csrc/*.cpp csrc/*.h csrc/*.inc)
+	$(BIN)/clang-format -i $(CXX_SOURCES)
 
 bench: $(STAMP)
 	$(BIN)/python -m pip install --quiet --no-build-isolation -c constraints.txt -e ".[bench]"

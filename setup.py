@@ -12,6 +12,7 @@ import os
 import shutil
 import sysconfig
 from pathlib import Path
+from typing import Any
 
 from setuptools import setup
 
@@ -28,13 +29,11 @@ CXX_FLAGS = [
     "-Wno-psabi",
     "-Wno-maybe-uninitialized",  # GCC 12 on its own AVX-512 intrinsics
 ]
-SANITIZE = os.environ.get("FASTINPAINT_SANITIZE", "")
-SANITIZERS = {"": "", "address": "address,undefined,float-cast-overflow", "thread": "thread"}
+SANITIZERS = {"address": "-fsanitize=address,undefined,float-cast-overflow", "thread": "-fsanitize=thread"}
 SANITIZE_FLAGS = [  # after CXX_FLAGS
-    f"-fsanitize={SANITIZERS[SANITIZE]}",
     "-fno-sanitize-recover=all",  # a report ends the process
-    "-fno-wrapv",  # some Pythons ask for -fwrapv, which hides signed overflow
-    "-O1",  # -O3 takes far longer to compile and finds no more
+    "-fno-wrapv",  # most builds of Python ask for -fwrapv, under which no signed overflow is an error
+    "-O1",  # quick to compile
     "-g1",  # reports name lines
     "-fno-omit-frame-pointer",
     "-D_GLIBCXX_ASSERTIONS",  # std::vector checks its indices
@@ -66,45 +65,58 @@ def cuda_sources() -> list[str]:
     import torch
     from torch.utils.cpp_extension import CUDA_HOME
 
+    if os.environ.get("FASTINPAINT_SANITIZE"):
+        return []
     wanted = os.environ.get("FASTINPAINT_CUDA", "1" if CUDA_HOME and torch.version.cuda else "0") == "1"
     return sorted(map(str, Path("csrc/cuda").glob("*.cu"))) if wanted else []
 
 
-def extension_options() -> dict[str, object]:
+def extension_options() -> dict[str, Any]:
     """Arguments of ``setup`` for the extension."""
     from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension
 
-    class NeverInPlace(BuildExtension):  # type: ignore[misc]
-        def finalize_options(self) -> None:
-            self.inplace = False  # the ordinary extension stays
-            super().finalize_options()
-
-    cuda = [] if SANITIZE else cuda_sources()
-    sources = sorted(map(str, [*Path("csrc").glob("*.cpp"), *(Path("tests/sanitize").glob("*.cpp") if SANITIZE else [])]))
-    folder = f"build/sanitize/{SANITIZE}"
+    cuda = cuda_sources()
     defines = [f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}", *(["-DUSE_CUDA"] if cuda else [])]
     extension = (CUDAExtension if cuda else CppExtension)(
         "fastinpaint._C",
-        [*sources, *cuda],
+        [*sorted(map(str, Path("csrc").glob("*.cpp"))), *cuda],
         depends=sorted(map(str, [*Path("csrc").rglob("*.h"), *Path("csrc").rglob("*.inc")])),
-        extra_compile_args={
-            "cxx": [*defines, *CXX_FLAGS, *(SANITIZE_FLAGS if SANITIZE else [])],
-            "nvcc": [*defines, *NVCC_FLAGS],
-        },
-        extra_link_args=SANITIZE_FLAGS[:1] if SANITIZE else [],
+        extra_compile_args={"cxx": [*defines, *CXX_FLAGS], "nvcc": [*defines, *NVCC_FLAGS]},
         py_limited_api=True,
     )
     return {
         "ext_modules": [extension],
-        "cmdclass": {"build_ext": NeverInPlace if SANITIZE else BuildExtension},
-        "options": {
-            "bdist_wheel": {"py_limited_api": "cp310"},
-            **({"build_ext": {"build_lib": folder, "build_temp": f"{folder}/objects"}} if SANITIZE else {}),
-        },
+        "cmdclass": {"build_ext": BuildExtension},
+        "options": {"bdist_wheel": {"py_limited_api": "cp310"}},
+    }
+
+
+def sanitize(options: dict[str, Any], kind: str) -> dict[str, Any]:
+    """The same for an extension that reports its errors as it runs, with tests/sanitize/*.cpp in it."""
+    if kind not in SANITIZERS:
+        raise SystemExit(f"FASTINPAINT_SANITIZE must be one of {', '.join(SANITIZERS)}, got {kind!r}")
+    (extension,) = options["ext_modules"]
+    extension.sources += sorted(map(str, Path("tests/sanitize").glob("*.cpp")))
+    extension.extra_compile_args["cxx"] += [SANITIZERS[kind], *SANITIZE_FLAGS]
+    extension.extra_link_args.append(SANITIZERS[kind])
+
+    class BuildBeside(options["cmdclass"]["build_ext"]):
+        def finalize_options(self) -> None:
+            super().finalize_options()
+            self.inplace = False  # the ordinary extension stays
+            self.force = True  # ninja knows what other flags make anew
+
+    folder = f"build/sanitize/{kind}"
+    return {
+        **options,
+        "cmdclass": {"build_ext": BuildBeside},
+        "options": {"build_ext": {"build_lib": folder, "build_temp": f"{folder}/objects"}},
     }
 
 
 reason = missing_for_extension()
 if reason is not None:
     print(f"fastinpaint: installing without its compiled extension ({reason}); the reference backend serves.")
-setup(**({} if reason else extension_options()))
+options = {} if reason else extension_options()
+kind = os.environ.get("FASTINPAINT_SANITIZE")
+setup(**(sanitize(options, kind) if options and kind else options))

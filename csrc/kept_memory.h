@@ -8,8 +8,8 @@
 namespace fastinpaint {
 
 #ifdef FASTINPAINT_SANITIZE
-// AddressSanitizer sees an access past a block, or to a block that was given back; so each has just the wanted
-// size and is given back when the next one is asked for.
+// AddressSanitizer sees accesses past a block or to one that was given back: each has just the wanted size,
+// and is given back when the next is asked for.
 constexpr bool kKeepMemory = false;
 #else
 constexpr bool kKeepMemory = true;
@@ -25,9 +25,8 @@ Value* kept_memory(int64_t count) {
   };
   thread_local std::unique_ptr<void, Delete> memory;
   thread_local int64_t size = 0;
-  if (size < count || !kKeepMemory) {
+  if (memory == nullptr || size < count || !kKeepMemory) {
     memory.reset();  // before the new one, so that both are never held
-    size = 0;
     memory.reset(::operator new(count * sizeof(Value), kAlign));
     size = count;
   }

@@ -4,9 +4,12 @@ import os
 import platform
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from tests.sanitize.planted import ERRORS
@@ -15,19 +18,19 @@ ROOT = Path(__file__).parents[2]
 RUNTIMES = {"address": ("libasan.so", "libubsan.so"), "thread": ("libtsan.so",)}
 OPTIONS = {
     "address": {
-        # Ends in a signal, at which Python names the test that it was in. Leaks: Python and torch keep memory for good.
+        # A report ends in a signal, at which Python names the test. No leaks: Python and torch keep memory for good.
         "ASAN_OPTIONS": "abort_on_error=1:detect_leaks=0:detect_stack_use_after_return=1",
         "UBSAN_OPTIONS": "abort_on_error=1:print_stacktrace=1",
     },
     "thread": {
-        # What torch, its OpenMP and Python do is not compiled for it, so that it would take their locks for missing.
+        # Torch, its OpenMP and Python are not compiled for it: it would take their locks for missing.
         "TSAN_OPTIONS": "halt_on_error=1:abort_on_error=1:ignore_noninstrumented_modules=1",
         "OMP_NUM_THREADS": "4",  # torch's default, here more than a small machine has processors
     },
 }
 ISAS = ("avx512", "avx2", "baseline")
 OPERATORS = sorted(path.stem for path in (ROOT / "fastinpaint" / "ops").glob("[!_]*.py"))
-TESTS = [f"tests/test_{stem}.py" for stem in (*OPERATORS, "native_build")]
+TESTS = [f"tests/test_{stem}.py" for stem in (*OPERATORS, "native_build", "native_threads")]
 
 
 def compiler_file(name):
@@ -54,15 +57,16 @@ def sanitized(kind, *command, isa=None):
     # The runtime has to be there before all else. libstdc++ with it: else it finds no exceptions to intercept.
     preloaded = f"LD_PRELOAD={compiler_file(RUNTIMES[kind][0])}:{compiler_file('libstdc++.so')}"
     settings = {"FASTINPAINT_SANITIZE": kind, **OPTIONS[kind], **({"FASTINPAINT_ISA": isa} if isa else {})}
-    # Without randomised addresses: the runtimes want places of their own in memory.
+    assignments = [f"{name}={value}" for name, value in settings.items()]
+    # Without randomised addresses: the runtimes want fixed places in memory, which may be taken otherwise.
     fixed = ["setarch", platform.machine(), "-R"]
     if shutil.which("setarch") is None or subprocess.run([*fixed, "true"], capture_output=True, check=False).returncode:
         fixed = []
-    return [*fixed, "env", preloaded, *(f"{name}={value}" for name, value in settings.items()), sys.executable, *command]
+    return [*fixed, "env", preloaded, *assignments, sys.executable, *command]
 
 
 def run(command, quiet=False):
-    """Run a command in the root; return its exit status and what it printed, which is shown as it comes unless quiet."""
+    """Run a command in the root; return its exit status and what it prints, which is shown as it comes unless quiet."""
     lines = []
     with subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
@@ -75,29 +79,38 @@ def run(command, quiet=False):
 
 
 def build(kind):
-    status, text = run(["env", f"FASTINPAINT_SANITIZE={kind}", sys.executable, "setup.py", "-q", "build_ext"], quiet=True)
-    if status:
-        print(text)
-    return not status, "compiled" if not status else "does not compile"
+    command = ["env", f"FASTINPAINT_SANITIZE={kind}", sys.executable, "setup.py", "-q", "build_ext"]
+    status, text = run(command, quiet=True)
+    if status == 0:
+        return True, "compiled"
+    print(text)
+    return False, "does not compile"
 
 
 def plant(kind):
     """Every planted error must end the process with a report that names it."""
+    commands = [sanitized(kind, "-m", "tests.sanitize.planted", name) for name in ERRORS[kind]]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        results = list(pool.map(partial(run, quiet=True), commands))
     unseen = []
-    for name, report in ERRORS[kind].items():
-        status, text = run(sanitized(kind, "-m", "tests.sanitize.planted", name), quiet=True)
+    for (name, report), (status, text) in zip(ERRORS[kind].items(), results, strict=True):
         if status == 0 or report not in text:
             print(text)
             unseen.append(name)
-    return not unseen, f"not reported: {', '.join(unseen)}" if unseen else f"all {len(ERRORS[kind])} reported"
+    return (
+        not unseen,
+        f"not reported: {', '.join(unseen)}" if unseen else f"{len(commands)} of {len(commands)} reported",
+    )
 
 
 def test(kind, isa):
     # What a sanitizer prints goes past Python's stderr; --capture=sys lets it through.
     options = ("-q", "-p", "tests.sanitize.plugin", "--capture=sys", "-p", "no:cacheprovider", "--timeout=900")
     status, text = run(sanitized(kind, "-m", "pytest", *options, *TESTS, isa=isa))
-    counts = re.findall(r"^\d+ passed.*(?= in )", text, re.MULTILINE)
-    return status == 0 and bool(counts), f"no report; {counts[-1]}" if status == 0 and counts else f"exit status {status}"
+    passed = re.findall(r"^\d+ passed.*(?= in )", text, re.MULTILINE)
+    if status == 0 and passed:
+        return True, f"no report; {passed[-1]}"
+    return False, "a report ended it" if status == -signal.SIGABRT else f"exit status {status}"
 
 
 def check(kind):

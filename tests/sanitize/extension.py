@@ -18,7 +18,8 @@ def load() -> Path:
     if _backend.NATIVE_ERROR is not None:
         raise ImportError(_backend.NATIVE_ERROR)
     library = Path(import_module("fastinpaint._C").__file__)
-    mapped = {line.split(maxsplit=5)[5] for line in Path("/proc/self/maps").read_text().splitlines() if "/fastinpaint/_C." in line}
+    maps = Path("/proc/self/maps").read_text().splitlines()
+    mapped = {line.split(maxsplit=5)[5] for line in maps if "/fastinpaint/_C." in line}
     if library.parent != wanted or mapped != {str(library)}:
         raise ImportError(f"wanted the extension in {wanted}, got {library}; mapped: {sorted(mapped)}")
     return library

@@ -1,6 +1,6 @@
-// torch's parallel_for with threads of its own, for ThreadSanitizer: it sees a thread start and end, but not the
-// barriers of torch's OpenMP, which is not compiled for it, so that whatever two threads do one after the other
-// would look like a race. Hidden: the kernels in this library call it, torch goes on calling its own.
+// torch's parallel_for with threads of its own, for ThreadSanitizer: it sees a thread start and end, but not
+// the barriers of torch's OpenMP, which is not compiled for it, so that whatever two threads do one after the
+// other would look like a race. Hidden: the kernels in this library call it, torch goes on calling its own.
 #ifdef __SANITIZE_THREAD__
 
   #include <algorithm>

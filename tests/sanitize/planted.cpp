@@ -65,6 +65,7 @@ PLANTED float cast_out_of_range(const float*, int64_t count) {
 
 // Two chunks write the same element.
 PLANTED float race(float* values, int64_t) {
-  torch::stable::parallel_for(0, 2, 1, [&](int64_t begin, int64_t) { values[0] = static_cast<float>(begin); });
+  torch::stable::parallel_for(0, 2, 1,
+                              [&](int64_t begin, int64_t) { values[0] = static_cast<float>(begin); });
   return values[0];
 }

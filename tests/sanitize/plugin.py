@@ -24,9 +24,11 @@ def pytest_report_header(config):
 
 
 def pytest_collection_modifyitems(config, items):
-    reference = [item for item in items if getattr(item, "callspec", None) and item.callspec.params.get("backend") == "reference"]
-    config.hook.pytest_deselected(items=reference)
-    items[:] = [item for item in items if item not in reference]
+    def on_reference(item):
+        return hasattr(item, "callspec") and item.callspec.params.get("backend") == "reference"
+
+    config.hook.pytest_deselected(items=list(filter(on_reference, items)))
+    items[:] = [item for item in items if not on_reference(item)]
 
 
 @pytest.fixture(autouse=True)
