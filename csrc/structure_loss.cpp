@@ -121,8 +121,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> structure_loss(const Tensor& image,
   const FeatureMap source(image);
   for_each_task(static_cast<int64_t>(tasks.size()), [&](int64_t i) {
     const LossTask& task = tasks[i];
-    partial[i] =
+    const LossSums result =
         FASTINPAINT_DISPATCH(structure_loss_strip, source, scales[task.scale], task.b, task.begin, task.end);
+    partial[i] = result;  // GCC's ThreadSanitizer does not see a struct that is returned right into memory
   });
   std::vector<LossSums> sums(n_scales);
   for (size_t i = 0; i < tasks.size(); ++i) {

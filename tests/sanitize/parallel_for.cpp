@@ -5,6 +5,7 @@
 
   #include <algorithm>
   #include <cstdint>
+  #include <latch>
   #include <thread>
   #include <utility>
   #include <vector>
@@ -26,7 +27,10 @@ extern "C" __attribute__((visibility("hidden"))) int32_t torch_parallel_for(int6
   const int64_t count = end - begin, grain = std::max<int64_t>(grain_size, 1);
   const int64_t wanted = inside ? 1 : std::min<int64_t>(threads, (count + grain - 1) / grain);
   const int64_t chunk = (count + wanted - 1) / wanted;
+  // All begin together; otherwise the first would often be done with everything before the second is there.
+  std::latch begun((count + chunk - 1) / chunk);
   const auto run = [&](int64_t first) {
+    begun.arrive_and_wait();
     const bool outer = std::exchange(inside, true);
     function(first, std::min(first + chunk, end), context);
     inside = outer;
