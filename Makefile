@@ -12,7 +12,7 @@ NATIVE := $(wildcard csrc/*.cpp csrc/*.h csrc/*.inc csrc/cuda/*.cu) setup.py
 help:
 	@echo "make demo     train a small model for about three minutes and fill holes in photographs"
 	@echo "make test     the test suite"
-	@echo "make sanitize the native kernels under GCC's address, undefined behaviour and thread sanitizers, in five minutes"
+	@echo "make sanitize the native kernels under GCC's address, undefined behaviour and thread sanitizers, in ten minutes"
 	@echo "make lint     ruff, mypy, clang-format, import-linter"
 	@echo "make format   let ruff and clang-format rewrite the sources"
 	@echo "make bench    the benchmarks, into benchmark-results/"

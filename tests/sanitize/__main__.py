@@ -48,7 +48,7 @@ def missing(kind):
         return "needs Linux"
     lacking = [name for name in (*RUNTIMES[kind], "libstdc++.so") if compiler_file(name) is None]
     if lacking:
-        return f"needs g++ with {' and '.join(lacking)}, which {os.environ.get('CXX', 'c++')} does not have"
+        return f"needs {', '.join(lacking)} of g++; {os.environ.get('CXX', 'c++')} has none"
     return None
 
 
@@ -105,9 +105,9 @@ def plant(kind):
 
 def test(kind, isa):
     # What a sanitizer prints goes past Python's stderr; --capture=sys lets it through.
-    options = ("-q", "-p", "tests.sanitize.plugin", "--capture=sys", "-p", "no:cacheprovider", "--timeout=900")
+    options = ("-p", "tests.sanitize.plugin", "--capture=sys", "-p", "no:cacheprovider", "--timeout=900")
     status, text = run(sanitized(kind, "-m", "pytest", *options, *TESTS, isa=isa))
-    passed = re.findall(r"^\d+ passed.*(?= in )", text, re.MULTILINE)
+    passed = re.findall(r"\d+ passed.*(?= in )", text)
     if status == 0 and passed:
         return True, f"no report; {passed[-1]}"
     return False, "a report ended it" if status == -signal.SIGABRT else f"exit status {status}"
