@@ -29,7 +29,8 @@ PYTHON
 DEADLINE=470  # seconds from the start
 step() {  # step NAME SECONDS COMMAND...: run it, keep what it prints in NAME.txt, note how it ended
     local name=$1 seconds=$2 start=$SECONDS status
-    seconds=$((seconds < DEADLINE - SECONDS ? seconds : DEADLINE - SECONDS))
+    local left=$((DEADLINE - SECONDS > 1 ? DEADLINE - SECONDS : 1))
+    seconds=$((seconds < left ? seconds : left))
     shift 2
     timeout --kill-after=5 "$seconds" "$@" 2>&1 | tee "$out/$name.txt"
     status=${PIPESTATUS[0]}

@@ -49,6 +49,9 @@ def _triton_reason(query: Tensor, key: Tensor, value: Tensor) -> str | None:
     width = max(query.shape[2], value.shape[2])
     if not 1 <= width <= _TRITON_WIDEST:
         return f"it takes widths up to {_TRITON_WIDEST}, got {width}"
+    rows = max(query.shape[1], key.shape[1])
+    if rows * width >= 2**31:
+        return f"it takes fewer than 2**31 elements for each image, got {rows} x {width}"
     return _backend.triton_reason(query, key, value)
 
 

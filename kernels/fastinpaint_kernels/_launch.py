@@ -16,23 +16,45 @@ def on_device_of(tensor: Tensor) -> AbstractContextManager[Any]:
     return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
 
 
+class TunedFamilies:
+    """A kernel with several families of configurations, tuned within the one that suits its arguments.
+
+    Each family has a tuner of its own: one with a single configuration never measures anything (Triton 3.6 would, were
+    it told to prune a longer list).
+    """
+
+    def __init__(
+        self,
+        kernel: Any,
+        families: Mapping[str, Sequence[triton.Config]],
+        family: Callable[[Mapping[str, Any]], str],
+        key: Sequence[str],
+    ) -> None:
+        self.names = kernel.arg_names
+        self.family = family
+        self.tuners = {
+            name: triton.autotune(configs=list(configs), key=list(key), cache_results=True)(kernel)
+            for name, configs in families.items()
+        }
+
+    def __getitem__(self, grid: Any) -> Callable[..., Any]:
+        """The launcher for a grid; all arguments are positional."""
+        return lambda *arguments: self.tuners[self.family(dict(zip(self.names, arguments, strict=False)))][grid](
+            *arguments
+        )
+
+
 def autotune(
     families: Mapping[str, Sequence[triton.Config]], family: Callable[[Mapping[str, Any]], str], key: Sequence[str]
-) -> Any:
+) -> Callable[[Any], TunedFamilies]:
     """``triton.autotune`` among one family of configurations, its choice remembered on disk.
 
     Args:
-        families: Name to configurations; the first of all is what Triton's interpreter runs.
+        families: Name to configurations; Triton's interpreter runs the first of all whatever the family.
         family: From the kernel's arguments to the name of the family that suits them.
         key: Arguments that ask for a tuning of their own.
     """
-    configs = [config for choices in families.values() for config in choices]
     if triton.knobs.runtime.interpret:
-        configs = configs[:1]
-
-    def prune(_configs: Sequence[triton.Config], arguments: Mapping[str, Any], **more: Any) -> list[triton.Config]:
-        return list(families[family({**arguments, **more})])
-
-    return triton.autotune(
-        configs=configs, key=list(key), prune_configs_by={"early_config_prune": prune}, cache_results=True
-    )
+        first = next(iter(families.values()))[:1]
+        families = dict.fromkeys(families, first)
+    return lambda kernel: TunedFamilies(kernel, families, family, key)

@@ -31,18 +31,20 @@ def _family(arguments: Mapping[str, Any]) -> str:
     half = arguments["p_query"].dtype != torch.float32
     width = max(arguments["WIDTH"], arguments["VALUE_WIDTH"])
     if half:
-        return "narrow half" if width <= 32 else "wide half"
+        return "narrow half" if width < 16 else "half" if width <= 32 else "wide half"
     return "narrow float32" if width <= 16 else "wide float32"
 
 
 _QUERY_BLOCKS = {
-    "narrow half": [_config(64, 64, 4), _config(128, 64, 8)],
+    "narrow half": [_config(64, 64, 4), _config(64, 128, 4), _config(128, 128, 8)],
+    "half": [_config(64, 64, 4), _config(128, 64, 8)],
     "wide half": [_config(64, 32, 4)],
     "narrow float32": [_config(64, 32, 4)],
     "wide float32": [_config(16, 16, 4, stages=1)],
 }
 _KEY_BLOCKS = {
-    "narrow half": [_config(64, 64, 4), _config(64, 128, 8)],
+    "narrow half": [_config(64, 64, 4), _config(128, 64, 4), _config(64, 128, 8)],
+    "half": [_config(64, 64, 4), _config(64, 128, 8)],
     "wide half": [_config(32, 32, 4)],
     "narrow float32": [_config(32, 64, 4)],
     "wide float32": [_config(32, 16, 4, stages=1)],

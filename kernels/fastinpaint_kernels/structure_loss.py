@@ -17,7 +17,7 @@ from fastinpaint_kernels._launch import on_device_of
 
 MAX_SCALES = 8
 MAX_SIDE = 16384  # offsets inside one image stay below 2^31
-BLOCK_H, BLOCK_W = 16, 32  # pixels of one tile; wider ones need more registers than leave room for two blocks
+BLOCK_H, BLOCK_W = 16, 32  # pixels of one tile: four for each thread, and one dot that no warp repeats
 PIXELS = 256  # of one block of the backward pass
 # The 5-tap Gaussian of sigma 1, sum 1.
 _TAPS = tl.constexpr(
@@ -86,10 +86,12 @@ def _priority(p_edges, first_y, o_x, height, width, BLOCK_H: tl.constexpr, BLOCK
 
 
 @triton.jit
-def _source(o_pixel, size, image_size):
+def _source(o_pixel, size, image_size, WHOLE: tl.constexpr):
     """Pixel of the image behind a pixel of the resized image, which is reflected at its border."""
     o_pixel = tl.abs(o_pixel)
     o_pixel = tl.where(o_pixel >= size, 2 * size - 2 - o_pixel, o_pixel)
+    if WHOLE:
+        return o_pixel * (image_size // size)
     return o_pixel * image_size // size
 
 
@@ -135,6 +137,7 @@ def _forward_kernel(
     SCALES: tl.constexpr,
     IMAGE_LAST: tl.constexpr,  # whether the channels of a pixel lie side by side in memory
     PREDICTIONS_LAST: tl.constexpr,
+    WHOLE: tl.constexpr,  # whether the image's sides are multiples of every scale's: no division for each pixel
     BLOCK_H: tl.constexpr,
     BLOCK_W: tl.constexpr,
     ROWS: tl.constexpr,
@@ -160,12 +163,12 @@ def _forward_kernel(
 
     PIXEL: tl.constexpr = 3 if IMAGE_LAST else 1
     row = image_width * PIXEL
-    o_up = (_source(o_y - 1, height, image_height) * row)[:, None]
-    o_middle = (_source(o_y, height, image_height) * row)[:, None]
-    o_down = (_source(o_y + 1, height, image_height) * row)[:, None]
-    o_left = (_source(o_x - 1, width, image_width) * PIXEL)[None, :]
-    o_centre = (_source(o_x, width, image_width) * PIXEL)[None, :]
-    o_right = (_source(o_x + 1, width, image_width) * PIXEL)[None, :]
+    o_up = (_source(o_y - 1, height, image_height, WHOLE) * row)[:, None]
+    o_middle = (_source(o_y, height, image_height, WHOLE) * row)[:, None]
+    o_down = (_source(o_y + 1, height, image_height, WHOLE) * row)[:, None]
+    o_left = (_source(o_x - 1, width, image_width, WHOLE) * PIXEL)[None, :]
+    o_centre = (_source(o_x, width, image_width, WHOLE) * PIXEL)[None, :]
+    o_right = (_source(o_x + 1, width, image_width, WHOLE) * PIXEL)[None, :]
     p_channel = p_image + i_batch * 3 * image_height * image_width
     p_prediction = _pick(p_predictions, i_scale, SCALES) + 6 * o_image
     o_prediction = o_tile * (6 if PREDICTIONS_LAST else 1)
@@ -228,7 +231,8 @@ def _terms_kernel(
 
 @triton.jit
 def _backward_kernel(
-    p_grad_terms,  # (scales, 2) float32
+    p_grad_terms,  # (scales, 2) float32, any strides
+    s_grad_terms,
     p_slopes,  # (scales, 2) float32
     p_signs,  # for each scale (B, h, w) int16
     p_priorities,  # for each scale (B, h, w) float32
@@ -250,8 +254,9 @@ def _backward_kernel(
     o_image = i_batch * pixels
     b_signs = tl.load(_pick(p_signs, i_scale, SCALES) + o_image + o_pixel, mask=m_pixel, other=0).to(tl.int32)
     b_priority = _load(_pick(p_priorities, i_scale, SCALES) + o_image + o_pixel, m_pixel)
-    edge_slope = tl.load(p_grad_terms + 2 * i_scale) * tl.load(p_slopes + 2 * i_scale)
-    gradient_slope = tl.load(p_grad_terms + 2 * i_scale + 1) * tl.load(p_slopes + 2 * i_scale + 1)
+    p_grad_terms += i_scale * s_grad_terms[0]
+    edge_slope = tl.load(p_grad_terms) * tl.load(p_slopes + 2 * i_scale)
+    gradient_slope = tl.load(p_grad_terms + s_grad_terms[1]) * tl.load(p_slopes + 2 * i_scale + 1)
     b_slope = edge_slope * b_priority + gradient_slope
 
     p_grad = _pick(p_grads, i_scale, SCALES) + 6 * o_image
@@ -301,6 +306,7 @@ def structure_loss_forward(
     tiles = (batch * triton.cdiv(h, BLOCK_H) * triton.cdiv(w, BLOCK_W) for h, w in zip(heights, widths, strict=True))
     first_tiles = (0, *accumulate(tiles))
     scales = len(heights)
+    whole = not any(image_height % h or image_width % w for h, w in zip(heights, widths, strict=True))
     terms, slopes = (image.new_empty((scales, 2), dtype=torch.float32) for _ in range(2))
     partials = image.new_empty((first_tiles[-1], 3), dtype=torch.float32)
     pixels = sum(edge_map.numel() for edge_map in edges)
@@ -313,7 +319,7 @@ def structure_loss_forward(
                 tuple(predictions), _edge_maps(edges), _parts(signs, edges), _parts(priorities, edges),
                 partials, first_tiles, image_height, image_width, heights, widths,
                 SCALES=scales, IMAGE_LAST=image_last, PREDICTIONS_LAST=all(is_channels_last(p) for p in predictions),
-                BLOCK_H=BLOCK_H, BLOCK_W=BLOCK_W, ROWS=32, num_warps=8, maxnreg=80,
+                WHOLE=whole, BLOCK_H=BLOCK_H, BLOCK_W=BLOCK_W, ROWS=32, num_warps=4, maxnreg=168,
             )  # fmt: skip
         gradient_slopes = tuple(grad_alpha / max(p.numel(), 1) for p in predictions)
         _terms_kernel[(scales,)](
@@ -338,8 +344,8 @@ def structure_loss_backward(
         return grads
     with on_device_of(grad_terms):
         _backward_kernel[(first_blocks[-1],)](
-            grad_terms.contiguous(), slopes, _parts(signs, predictions), _parts(priorities, predictions), tuple(grads),
-            first_blocks, pixels,
+            grad_terms, grad_terms.stride(), slopes, _parts(signs, predictions), _parts(priorities, predictions),
+            tuple(grads), first_blocks, pixels,
             SCALES=len(grads), LAST=all(is_channels_last(p) for p in predictions), BLOCK=PIXELS, num_warps=4,
         )  # fmt: skip
     return grads

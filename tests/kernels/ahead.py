@@ -61,15 +61,16 @@ def _structure_loss() -> Iterator[tuple[str, Callable[[], object]]]:
     from fastinpaint_kernels import structure_loss as kernels
 
     image = torch.empty(2, 3, 64, 64)
-    sides = (64, 32, 16)
-    edges = [torch.empty(2, 1, n, n, dtype=torch.bool) for n in sides]
-    for name, dtype, layout in (
-        ("float32", torch.float32, torch.contiguous_format),
-        ("bfloat16 channels-last", torch.bfloat16, torch.channels_last),
+    halves, odd = (64, 32, 16), (64, 37, 11)
+    for name, dtype, layout, sides in (
+        ("float32", torch.float32, torch.contiguous_format, halves),
+        ("bfloat16 channels-last", torch.bfloat16, torch.channels_last, halves),
+        ("float16 odd sides", torch.float16, torch.contiguous_format, odd),
     ):
+        edges = [torch.empty(2, 1, n, n, dtype=torch.bool) for n in sides]
         predictions = [torch.empty(2, 6, n, n, dtype=dtype).to(memory_format=layout) for n in sides]
 
-        def run(predictions=predictions):
+        def run(predictions=predictions, edges=edges):
             terms, *kept = kernels.structure_loss_forward(image, predictions, edges, 20.0, 0.1)
             kernels.structure_loss_backward(terms, *kept, predictions)
 
@@ -81,6 +82,7 @@ def _pooled_attention() -> Iterator[tuple[str, Callable[[], object]]]:
 
     for dtype, width in (
         (torch.bfloat16, 8),
+        (torch.bfloat16, 16),
         (torch.bfloat16, 32),
         (torch.bfloat16, 33),  # rows that no vector load fits
         (torch.float16, 64),
@@ -129,8 +131,7 @@ def compile_all(capabilities: list[int]) -> Table:
         table[f"{where} / {self.__name__} / {chosen} / sm_{driver.active.capability}"] = _resources(kernel)
 
     def every_configuration(self, *args, **kwargs):
-        self.nargs = dict(zip(self.arg_names, args, strict=False))
-        for config in self.prune_configs(kwargs):
+        for config in self.configs:
             self.fn.run(*args, **kwargs, **config.all_kwargs())
 
     JITFunction.run, Autotuner.run = compile_only, every_configuration

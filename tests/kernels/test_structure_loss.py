@@ -33,7 +33,7 @@ def _found(image, predictions, edges, weights, *, edge_alpha=20.0, grad_alpha=0.
 
 
 def _check(image, predictions, edges, **alphas):
-    weights = 1e3 * torch.rand(len(predictions), 2)  # keeps float16 gradients normal
+    weights = 1e3 * torch.rand(2, len(predictions)).T  # keeps float16 gradients normal
     terms, grads = _found(image, predictions, edges, weights, **alphas)
     expected_terms, expected_grads = _expected(image, predictions, edges, weights, **alphas)
     torch.testing.assert_close(terms.double(), expected_terms, rtol=1e-5, atol=1e-6)
