@@ -2,12 +2,13 @@
 #include "canny.h"
 
 #include <algorithm>
-#include <cmath>
 #include <cstring>
-#include <limits>
 #include <optional>
 
 #include "bit_rows.h"
+#include "canny_arguments.h"
+#include "canny_options.h"
+#include "canny_pixel.h"
 #include "common.h"
 #include "isa.h"
 #include "kept_memory.h"
@@ -18,47 +19,6 @@
 namespace fastinpaint {
 namespace {
 
-// The sum as NumPy rounds it: eight running sums, in blocks of at most 128.
-double pairwise_sum(const double* values, int64_t count) {
-  if (count > 128) {
-    const int64_t half = count / 2 - count / 2 % 8;
-    return pairwise_sum(values, half) + pairwise_sum(values + half, count - half);
-  }
-  double total = 0.0;
-  int64_t i = 0;
-  if (count >= 8) {
-    double s[8];
-    std::copy(values, values + 8, s);
-    for (i = 8; i + 8 <= count; i += 8)
-      for (int lane = 0; lane < 8; ++lane) s[lane] += values[i + lane];
-    total = ((s[0] + s[1]) + (s[2] + s[3])) + ((s[4] + s[5]) + (s[6] + s[7]));
-  }
-  for (; i < count; ++i) total += values[i];
-  return total;
-}
-
-// As scipy.ndimage.gaussian_filter has them, by distance; it leaves the image alone when sigma is at most
-// 1e-15.
-std::vector<double> gaussian_weights(double sigma) {
-  const int64_t radius = sigma > 1e-15 ? int64_t(4.0 * sigma + 0.5) : 0;
-  if (radius == 0) return {1.0};
-  const double scale = -0.5 / (sigma * sigma);
-  std::vector<double> values;
-  for (int64_t x = -radius; x <= radius; ++x) values.push_back(std::exp(scale * double(x * x)));
-  const double total = pairwise_sum(values.data(), values.size());
-  std::vector<double> weights(values.begin() + radius, values.end());
-  for (double& weight : weights) weight /= total;
-  return weights;
-}
-
-// The Gaussian at position i of a line of `size` equal values, zero outside, rounded to float32.
-float blurred(const std::vector<double>& weights, double value, int64_t i, int64_t size) {
-  double sum = value * weights[0];
-  for (int64_t j = weights.size() - 1; j > 0; --j)
-    sum += ((i - j >= 0 ? value : 0.0) + (i + j < size ? value : 0.0)) * weights[j];
-  return float(sum);
-}
-
 void fill_coverage(CannyPlan& plan) {
   const int64_t classes = std::min(plan.height, 2 * plan.radius + 1),
                 stride = plan.width + 2 * plan.pad + kStrip;
@@ -66,29 +26,30 @@ void fill_coverage(CannyPlan& plan) {
   const int64_t middle = std::min(plan.radius, plan.width);
   for (int64_t row = 0; row < classes; ++row) {
     const int64_t y = row <= plan.radius ? row : plan.height - classes + row;
-    const double down = blurred(plan.weights, 1.0, y, plan.height);
+    const float down = blurred(plan.weights.data(), plan.radius, 1.0, y, plan.height);
     float* out = plan.coverage.data() + row * stride + plan.pad;
     for (int64_t x = 0; x < plan.width; ++x) {
       const bool inner = x > middle && x + plan.radius < plan.width;
-      out[x] = inner ? out[x - 1] : blurred(plan.weights, down, x, plan.width) + 0x1p-23f;
+      out[x] =
+          inner ? out[x - 1] : blurred(plan.weights.data(), plan.radius, down, x, plan.width) + kFloatEps;
     }
   }
 }
 
-CannyPlan make_plan(const Tensor& image, double sigma, double low, double high) {
+CannyPlan make_plan(const Tensor& image, int64_t height, int64_t width, double sigma, double low,
+                    double high) {
   CannyPlan plan;
   plan.channels = image.size(1);
-  plan.height = image.size(2);
-  plan.width = image.size(3);
+  plan.image_height = image.size(2);
+  plan.image_width = image.size(3);
+  plan.height = height;
+  plan.width = width;
+  for (int64_t x = 0; x < width; ++x) plan.columns.push_back(x * plan.image_width / width);
   plan.words = (plan.width + 63) / 64;
   plan.weights = gaussian_weights(sigma);
   plan.radius = plan.weights.size() - 1;
   plan.pad = (plan.radius + 16 + 7) / 8 * 8;
-  // A low threshold of 0 becomes 1e-14, as in scikit-image; whatever it is, a pixel of magnitude 0 is no
-  // edge.
-  plan.low = float(low);
-  if (plan.low == 0.0f) plan.low = 1e-14f;
-  if (plan.low < 0.0f) plan.low = std::numeric_limits<float>::denorm_min();
+  plan.low = low_threshold(low);
   plan.high = float(high);
   fill_coverage(plan);
   return plan;
@@ -119,12 +80,15 @@ std::vector<uint64_t> valid_bits(const CannyPlan& plan, const bool* mask) {
   return rows;
 }
 
-// Divides a batch into bands of rows and these among the threads: first every band by itself, then the edges
-// that cross from band to band, then the result.
+// One edge map of a batch, divided into bands of rows: first every band by itself (detect), then the edges
+// that cross from band to band (join), then the result (unpack).
 class EdgeDetector {
  public:
-  EdgeDetector(const Tensor& image, const std::optional<Tensor>& mask, CannyPlan plan)
-      : plan_(std::move(plan)), batch_(image.size(0)), image_(image.const_data_ptr<float>()) {
+  EdgeDetector(const Tensor& image, const std::optional<Tensor>& mask, CannyPlan plan, const Tensor& edges)
+      : plan_(std::move(plan)),
+        batch_(image.size(0)),
+        image_(image.const_data_ptr<float>()),
+        out_(static_cast<bool*>(edges.mutable_data_ptr())) {
     if (mask) {
       mask_ = static_cast<const bool*>(mask->const_data_ptr());
       masks_ = mask->size(0);
@@ -137,37 +101,27 @@ class EdgeDetector {
     bands_ = (plan_.height + band_rows_ - 1) / band_rows_;
   }
 
-  void run(bool* out) {
+  // Bytes of the memory that `attach` wants, a multiple of 8.
+  int64_t bytes() const { return batch_ * plan_.height * (2 * plan_.words + 1) * sizeof(uint64_t); }
+
+  void attach(unsigned char* memory) {
     const int64_t rows = batch_ * plan_.height;
-    weak_ = reinterpret_cast<uint64_t*>(
-        kept_memory<unsigned char, 0>(rows * (2 * plan_.words * sizeof(uint64_t) + 1)));
+    weak_ = reinterpret_cast<uint64_t*>(memory);
     edges_ = weak_ + rows * plan_.words;
     stale_ = reinterpret_cast<unsigned char*>(edges_ + rows * plan_.words);
-    for_each(batch_ * bands_, [&](int64_t i) {
-      detect(i / bands_, i % bands_);
-      if (bands_ == 1) unpack(i, 0, out);
-    });
-    if (bands_ == 1) return;
-    for_each(batch_, [&](int64_t i) { join_bands(i); });
-    for_each(batch_ * bands_, [&](int64_t i) { unpack(i / bands_, i % bands_, out); });
   }
 
- private:
-  template <class Function>
-  static void for_each(int64_t count, const Function& function) {
-    torch::stable::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) function(i);
-    });
-  }
-
-  int64_t first_row(int64_t band) const { return std::min(band * band_rows_, plan_.height); }
+  int64_t images() const { return batch_; }
+  int64_t tasks() const { return batch_ * bands_; }  // for detect and unpack
+  bool joins() const { return bands_ > 1; }
 
   // Edges of one band of an image, as far as they hang together inside it.
-  void detect(int64_t i, int64_t band) {
+  void detect(int64_t task) {
+    const int64_t i = task / bands_, band = task % bands_;
     const int64_t height = plan_.height, width = plan_.width, words = plan_.words;
     const int64_t first = first_row(band), last = first_row(band + 1), offset = i * height * words;
     CannyTile tile{};
-    tile.image = image_ + i * plan_.channels * height * width;
+    tile.image = image_ + i * plan_.channels * plan_.image_height * plan_.image_width;
     tile.mask = mask_ ? mask_ + i % masks_ * height * width : nullptr;
     tile.valid = valid_[i % masks_].data();
     tile.y0 = first;
@@ -182,23 +136,29 @@ class EdgeDetector {
     for (int64_t y = first; y < last; ++y) fill_runs(tile.weak + y * words, tile.strong + y * words, words);
     std::memset(stale_ + i * height + first, 1, last - first);
     grow_edges(tile.weak, tile.strong, words, first, last, stale_ + i * height);
+    if (!joins()) unpack(task);
   }
 
-  void join_bands(int64_t i) {
+  void join(int64_t i) {
     const int64_t offset = i * plan_.height * plan_.words;
     unsigned char* stale = stale_ + i * plan_.height;
     for (int64_t band = 1; band < bands_; ++band) stale[first_row(band) - 1] = stale[first_row(band)] = 1;
     grow_edges(weak_ + offset, edges_ + offset, plan_.words, 0, plan_.height, stale);
   }
 
-  void unpack(int64_t i, int64_t band, bool* out) const {
-    for (int64_t y = i * plan_.height + first_row(band); y < i * plan_.height + first_row(band + 1); ++y)
-      unpack_row(edges_ + y * plan_.words, plan_.width, out + y * plan_.width);
+  void unpack(int64_t task) const {
+    const int64_t first = task / bands_ * plan_.height, band = task % bands_;
+    for (int64_t y = first + first_row(band); y < first + first_row(band + 1); ++y)
+      unpack_row(edges_ + y * plan_.words, plan_.width, out_ + y * plan_.width);
   }
+
+ private:
+  int64_t first_row(int64_t band) const { return std::min(band * band_rows_, plan_.height); }
 
   CannyPlan plan_;
   int64_t batch_, bands_, band_rows_;
-  const float* image_;                        // (batch, channels, height, width)
+  const float* image_;                        // (batch, channels, image_height, image_width)
+  bool* out_;                                 // (batch, 1, height, width)
   const bool* mask_ = nullptr;                // (masks_, height, width)
   int64_t masks_ = 1;                         // 1 or batch
   std::vector<std::vector<uint64_t>> valid_;  // masks_ times (height, words)
@@ -206,38 +166,79 @@ class EdgeDetector {
   unsigned char* stale_;                      // (batch, height)
 };
 
+using Detectors = std::vector<EdgeDetector>;
+
+// Calls function(detector, i) for every i below count(detector), in one parallel region over all detectors.
+template <class Count, class Function>
+void for_each(Detectors& detectors, const Count& count, const Function& function) {
+  int64_t total = 0;
+  for (const EdgeDetector& detector : detectors) total += count(detector);
+  torch::stable::parallel_for(0, total, 1, [&](int64_t begin, int64_t end) {
+    for (EdgeDetector& detector : detectors) {
+      const int64_t own = count(detector);
+      for (int64_t i = std::max<int64_t>(begin, 0); i < std::min(end, own); ++i) function(detector, i);
+      begin -= own;
+      end -= own;
+    }
+  });
+}
+
+void run(Detectors& detectors) {
+  int64_t bytes = 0;
+  for (const EdgeDetector& detector : detectors) bytes += detector.bytes();
+  unsigned char* memory = kept_memory<unsigned char, 0>(bytes);
+  for (EdgeDetector& detector : detectors) {
+    detector.attach(memory);
+    memory += detector.bytes();
+  }
+  const auto joined = [](const EdgeDetector& d, int64_t tasks) { return d.joins() ? tasks : 0; };
+  for_each(
+      detectors, [](const EdgeDetector& d) { return d.tasks(); },
+      [](EdgeDetector& d, int64_t i) { d.detect(i); });
+  for_each(
+      detectors, [&](const EdgeDetector& d) { return joined(d, d.images()); },
+      [](EdgeDetector& d, int64_t i) { d.join(i); });
+  for_each(
+      detectors, [&](const EdgeDetector& d) { return joined(d, d.tasks()); },
+      [](EdgeDetector& d, int64_t i) { d.unpack(i); });
+}
+
+std::vector<Tensor> detect(const Tensor& image, const std::vector<int64_t>& sizes, double sigma, double low,
+                           double high, std::optional<Tensor> mask) {
+  check_cpu(image, "image");
+  check_type(image, ScalarType::Float, "image");
+  check_canny(image, sigma);
+  if (mask) {
+    check_cpu(*mask, "mask");
+    check_canny_mask(*mask, image);
+    mask = torch::stable::contiguous(*mask);
+  }
+  const std::vector<Tensor> maps = new_edge_maps(image, sizes);
+  const Tensor dense = torch::stable::contiguous(image);
+  Detectors detectors;
+  for (const Tensor& edges : maps)
+    if (edges.numel() > 0)
+      detectors.emplace_back(dense, mask, make_plan(dense, edges.size(2), edges.size(3), sigma, low, high),
+                             edges);
+  run(detectors);
+  return maps;
+}
+
 }  // namespace
 
 Tensor canny(const Tensor& image, double sigma, double low, double high, std::optional<Tensor> mask) {
-  check_cpu(image, "image");
   check_dim(image, 4, "image", "(B, 1 or 3, H, W)");
-  check_type(image, ScalarType::Float, "image");
-  STD_TORCH_CHECK(image.size(1) == 1 || image.size(1) == 3, "image must have 1 or 3 channels, got shape ",
-                  shape_of(image));
-  STD_TORCH_CHECK(sigma >= 0.0 && sigma < 1e6, "sigma must be at least 0 and less than 1e6, got ", sigma);
-  const int64_t batch = image.size(0);
-  if (mask) {
-    check_cpu(*mask, "mask");
-    check_dim(*mask, 4, "mask", "(B or 1, 1, H, W)");
-    check_type(*mask, ScalarType::Bool, "mask");
-    STD_TORCH_CHECK(mask->size(0) == batch || mask->size(0) == 1, "mask must have size 1 or ", batch,
-                    " on axis 0, got shape ", shape_of(*mask));
-    check_size(*mask, 1, 1, "mask", "one channel");
-    check_size(*mask, 2, image.size(2), "mask", "the image's height");
-    check_size(*mask, 3, image.size(3), "mask", "the image's width");
-    mask = torch::stable::contiguous(*mask);
-  }
-  Tensor edges = torch::stable::new_empty(image, {batch, 1, image.size(2), image.size(3)}, ScalarType::Bool);
-  if (edges.numel() > 0) {
-    const Tensor dense = torch::stable::contiguous(image);
-    EdgeDetector(dense, mask, make_plan(dense, sigma, low, high))
-        .run(static_cast<bool*>(edges.mutable_data_ptr()));
-  }
-  return edges;
+  return detect(image, {image.size(2), image.size(3)}, sigma, low, high, mask)[0];
+}
+
+std::vector<Tensor> canny_pyramid(const Tensor& image, std::vector<int64_t> sizes, double sigma, double low,
+                                  double high) {
+  return detect(image, sizes, sigma, low, high, std::nullopt);
 }
 
 }  // namespace fastinpaint
 
 STABLE_TORCH_LIBRARY_IMPL(fastinpaint, CPU, m) {
   m.impl("canny", TORCH_BOX(&fastinpaint::canny));
+  m.impl("canny_pyramid", TORCH_BOX(&fastinpaint::canny_pyramid));
 }

@@ -12,14 +12,16 @@ constexpr int64_t kTileRows = 2 * kBand + 4;  // rows that a stage keeps
 constexpr int64_t kBlurredRows = 4;           // rows that are blurred along H together
 
 struct CannyPlan {
-  int64_t height, width;
-  int64_t channels;             // 1: grey, 3: RGB; planes of height * width floats
-  int64_t words;                // 64-bit words in a row of bits
-  int64_t radius;               // of the Gaussian
-  std::vector<double> weights;  // (radius + 1,) by distance
-  float low, high;              // thresholds; low > 0
-  std::vector<float> coverage;  // see coverage_row
-  int64_t pad;                  // columns kept left and right of a strip, at least radius + 16
+  int64_t height, width;              // of the edge map
+  int64_t image_height, image_width;  // of the image; resized to the nearest pixel where they differ
+  std::vector<int32_t> columns;       // (width,): of the image, for each of the edge map
+  int64_t channels;                   // 1: grey, 3: RGB; planes of image_height * image_width floats
+  int64_t words;                      // 64-bit words in a row of bits
+  int64_t radius;                     // of the Gaussian
+  std::vector<double> weights;        // (radius + 1,) by distance
+  float low, high;                    // thresholds; low > 0
+  std::vector<float> coverage;        // see coverage_row
+  int64_t pad;                        // columns kept left and right of a strip, at least radius + 16
 
   // The part of the Gaussian at each pixel of row y that lies inside the image, as scikit-image computes it.
   // It depends on the distance to the borders alone: a row for each distance to the top and bottom. Starts at
@@ -49,7 +51,7 @@ struct CannyPlan {
 };
 
 struct CannyTile {
-  const float* image;      // (channels, height, width)
+  const float* image;      // (channels, image_height, image_width)
   const bool* mask;        // (height, width), or null
   const uint64_t* valid;   // (height, words): bits of the pixels that may be edges
   int64_t y0, y1, x0, x1;  // rows and columns of the tile; x0 is a multiple of 64

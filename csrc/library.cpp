@@ -10,6 +10,9 @@ STABLE_TORCH_LIBRARY(fastinpaint, m) {
   m.def(
       "canny(Tensor image, float sigma, float low_threshold, float high_threshold, Tensor? mask) -> Tensor");
   m.def(
+      "canny_pyramid(Tensor image, int[] sizes, float sigma, float low_threshold, float high_threshold)"
+      " -> Tensor[]");
+  m.def(
       "patch_attention(Tensor features, int kernel_size, int stride, float softmax_scale, bool overlap_add) "
       "-> Tensor");
   m.def(

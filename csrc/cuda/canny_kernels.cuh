@@ -1,0 +1,569 @@
+// Canny on the GPU. A block takes a tile of 32 x 64 pixels from the image to its edges:
+//
+//   detect_edges   blurs, differentiates, thins, and finds the components of weak pixels inside the tile. A
+//                  component with a strong pixel is an edge; one without that stays inside the tile is none; one
+//                  that touches the tile's border is open and becomes a node. The output holds, for now, 0 (no
+//                  edge), 1 (edge) or kFirstOpen + the node's number in its tile.
+//   join_tiles     unites nodes that touch across a border, and nodes with kStrong where they touch an edge.
+//   resolve_edges  replaces each open pixel by whether kStrong is its root.
+//
+// Components are trees in an array of parents: a parent is never larger than its child, a root is its own
+// parent, and kStrong, less than every node, is the root of all edges. unite() only ever lowers parents, with
+// atomicMin, so the order of threads changes the trees on the way but never who is connected; nobody waits for
+// anybody. The same code works inside a tile (on pixels, in shared memory) and between tiles (on nodes).
+//
+// Gaussians wider than a tile's memory go through global memory first: store_weights, blur_down, blur_across,
+// then detect_smooth in place of detect_edges.
+//
+// The file is C++ that any compiler takes where the names of device.cuh and a handful of CUDA's are given:
+// tests/cuda_on_cpu runs it so.
+#pragma once
+
+#include <cstdint>
+
+#include "../canny_pixel.h"
+#ifdef __CUDACC__
+  #include "device.cuh"
+#else
+  #include "cuda_on_cpu.h"
+#endif
+
+namespace fastinpaint {
+
+constexpr int kTileHeight = 32, kTileWidth = 64;
+constexpr int kThreads = 256;  // of a block
+constexpr int kPixels = 8;     // pixels of a row that a thread decides on
+constexpr int kBlurRun = 4;    // pixels of a line that a thread blurs together
+static_assert(kTileHeight * kTileWidth == kThreads * kPixels);
+
+constexpr int kSmoothHeight = kTileHeight + 4, kSmoothWidth = kTileWidth + 4;  // two pixels around a tile
+constexpr int kSmoothStride = kSmoothWidth + 1;  // odd: a column lies in all banks of shared memory
+constexpr int kMagnitudeHeight = kTileHeight + 2, kMagnitudeStride = kTileWidth + 3;
+
+constexpr int kBorder = 2 * (kTileWidth + kTileHeight);  // pixels on a tile's border, corners twice; nodes
+constexpr int kStrong = -1;
+constexpr int kClosed = kBorder;  // in place of a node: the component stays inside the tile
+constexpr int kFirstOpen = 2;
+static_assert(kFirstOpen + kBorder <= 256);
+
+constexpr int kMaxScales = 8;
+constexpr int kMaxTileRadius = 24;  // bound for weights that travel with the launch
+constexpr int kWeightChunk = 448;   // weights of one launch of store_weights: parameters end at 4 KiB
+
+// One edge map of every image of the batch.
+struct CannyScale {
+  int height, width;
+  int tiles_across, tiles;  // tiles in a row of tiles, in an image
+  int first_tile;           // number of tiles in the scales before
+  int64_t first_pixel;      // number of pixels in the scales before
+  unsigned char* labels;    // (batch, height, width): the output
+};
+
+struct CannyJob {
+  const void* image;         // (batch, channels, image_height, image_width)
+  int64_t image_strides[4];  // in pixels
+  int channels, image_height, image_width;
+  const unsigned char* mask;  // (batch, height, width), 0 or 1; or null
+  int64_t mask_strides[3];
+  float low, high;  // thresholds; low > 0
+  int radius;       // of the Gaussian
+  int scale_count;
+  CannyScale scales[kMaxScales];
+  int* parents;  // (tiles, kBorder); of the nodes, numbered from the first of their image
+
+  double weights[kMaxTileRadius + 1];  // by distance
+  // For a wider Gaussian; maps hold all scales, (pixels,).
+  double* far_weights;           // (far_radius + 1,)
+  int far_radius;                // radius, or less where no image is that large
+  float *columns, *cover;        // blurred along H: image, mask
+  float* smooth;
+};
+
+struct WeightChunk {
+  double values[kWeightChunk];
+};
+
+struct Tile {
+  int scale, image;
+  int height, width;      // of the edge map
+  int y0, x0;
+  int first_node;         // of the tile, counted from the image's first
+  int* parents;           // of the image's nodes
+  unsigned char* labels;  // (height, width) of the image
+  int64_t first_pixel;    // of the image, among those of all scales
+};
+
+FASTINPAINT_HD Tile find_tile(const CannyJob& job, unsigned block) {
+  int index = 0;
+  while (index + 1 < job.scale_count && int(block) >= job.scales[index + 1].first_tile) ++index;
+  const CannyScale& scale = job.scales[index];
+  const int number = int(block) - scale.first_tile, image = number / scale.tiles,
+            inside = number - image * scale.tiles, down = inside / scale.tiles_across;
+  const int64_t pixels = int64_t(scale.height) * scale.width;
+  Tile tile;
+  tile.scale = index;
+  tile.image = image;
+  tile.height = scale.height;
+  tile.width = scale.width;
+  tile.y0 = down * kTileHeight;
+  tile.x0 = (inside - down * scale.tiles_across) * kTileWidth;
+  tile.first_node = inside * kBorder;
+  tile.parents = job.parents + int64_t(int(block) - inside) * kBorder;
+  tile.labels = scale.labels + image * pixels;
+  tile.first_pixel = scale.first_pixel + image * pixels;
+  return tile;
+}
+
+FASTINPAINT_HD int clamp(int value, int size) {
+  return value < 0 ? 0 : value < size ? value : size - 1;
+}
+
+// Pixel of the image that position `i` of `size` shows; nearest_resize has the rule.
+FASTINPAINT_HD int nearest(int i, int size, int image_size) {
+  return size == image_size ? i : int(unsigned(i) * unsigned(image_size) / unsigned(size));
+}
+
+FASTINPAINT_HD bool is_valid(const CannyJob& job, const Tile& tile, int y, int x) {
+  return job.mask[tile.image * job.mask_strides[0] + y * job.mask_strides[1] + x * job.mask_strides[2]] != 0;
+}
+
+// Whether (y, x) may be an edge: its 3 x 3 neighbourhood lies in the image and in the mask.
+FASTINPAINT_HD bool may_be_edge(const CannyJob& job, const Tile& tile, int y, int x) {
+  if (y < 1 || x < 1 || y + 1 >= tile.height || x + 1 >= tile.width) return false;
+  bool valid = true;
+  if (job.mask != nullptr)
+    for (int i = 0; i < 9; ++i) valid = valid && is_valid(job, tile, y - 1 + i / 3, x - 1 + i % 3);
+  return valid;
+}
+
+// The grey image at (y, x) of the edge map, zero outside it and outside the mask.
+template <class Pixel>
+FASTINPAINT_HD float read_gray(const CannyJob& job, const Tile& tile, int y, int x) {
+  if (y < 0 || x < 0 || y >= tile.height || x >= tile.width) return 0.0f;
+  if (job.mask != nullptr && !is_valid(job, tile, y, x)) return 0.0f;
+  const Pixel* pixel = static_cast<const Pixel*>(job.image) + tile.image * job.image_strides[0] +
+                       nearest(y, tile.height, job.image_height) * job.image_strides[2] +
+                       nearest(x, tile.width, job.image_width) * job.image_strides[3];
+  if (job.channels == 1) return float(pixel[0]);
+  const int64_t plane = job.image_strides[1];
+  return gray_of(float(pixel[0]), float(pixel[plane]), float(pixel[2 * plane]));
+}
+
+// The mask at (y, x) as the Gaussian takes it: 1 where the image counts.
+FASTINPAINT_HD float read_cover(const CannyJob& job, const Tile& tile, int y, int x) {
+  if (y < 0 || x < 0 || y >= tile.height || x >= tile.width) return 0.0f;
+  return job.mask == nullptr || is_valid(job, tile, y, x) ? 1.0f : 0.0f;
+}
+
+// ---- Components -------------------------------------------------------------------------------------------
+
+// The root of a node (kStrong is its own); shortens the path for those who come after.
+__device__ inline int find_root(int* parents, int node) {
+  if (node < 0) return node;
+  int parent = load_shared_value(parents + node);
+  while (parent >= 0 && parent != node) {
+    const int next = load_shared_value(parents + parent);
+    if (next != parent) atomicMin(parents + node, next);
+    node = parent;
+    parent = next;
+  }
+  return parent;
+}
+
+__device__ inline void unite(int* parents, int a, int b) {
+  for (;;) {
+    a = find_root(parents, a);
+    b = find_root(parents, b);
+    if (a == b) return;
+    const int child = a > b ? a : b, root = a > b ? b : a;
+    const int before = atomicMin(parents + child, root);
+    if (before == child) return;
+    a = before;  // someone else gave the child a parent meanwhile: that one belongs to the root, too
+    b = root;
+  }
+}
+
+// ---- Smoothing --------------------------------------------------------------------------------------------
+
+// Where a tile's arrays lie in shared memory. Those of later stages take the place of dead ones.
+struct TileMemory {
+  int radius, source_height, source_width, stride;  // of source; column has its width and stride
+  unsigned char *weak, *strong;  // (kTileHeight, 8): bits of a row, pixel x is bit x % 8 of byte x / 8
+  float* row_cover;              // (2, kSmoothHeight): see fill_cover
+  float* covered;                // (kSmoothHeight, kSmoothStride)
+  float* source;                 // (source_height, stride)
+  float* smooth;                 // (kSmoothHeight, kSmoothStride), after source
+  int* parents;                  // (kTileHeight, kTileWidth), after smooth
+  float* column;                 // (kSmoothHeight, stride)
+  float* magnitude;              // (kMagnitudeHeight, kMagnitudeStride), after column
+  int* nodes;                    // (kTileHeight, kTileWidth), after magnitude
+  unsigned char* end;
+
+  FASTINPAINT_HD TileMemory(unsigned char* memory, int radius)
+      : radius(radius),
+        source_height(kSmoothHeight + 2 * radius),
+        source_width(kSmoothWidth + 2 * radius),
+        stride(source_width | 1) {
+    weak = memory;
+    strong = weak + kThreads;
+    row_cover = reinterpret_cast<float*>(strong + kThreads);
+    covered = row_cover + 2 * kSmoothHeight;
+    source = smooth = covered + kSmoothHeight * kSmoothStride;
+    parents = reinterpret_cast<int*>(source);
+    column = magnitude = source + source_height * stride;
+    nodes = reinterpret_cast<int*>(column);
+    end = reinterpret_cast<unsigned char*>(column + kSmoothHeight * stride);
+  }
+};
+static_assert(kSmoothHeight * kSmoothStride >= kTileHeight * kTileWidth);
+static_assert(kSmoothHeight * kSmoothStride >= kMagnitudeHeight * kMagnitudeStride);
+
+// Values of shared memory along a row (step 1) or a column.
+struct Line {
+  const float* middle;
+  int step;
+
+  FASTINPAINT_HD double operator()(int i) const { return middle[i * step]; }
+};
+
+// The part of the Gaussian inside the image, for each pixel of the smooth image: it depends on the distance to
+// the borders alone, and on that to the top and bottom only where the Gaussian ends before the others.
+__device__ inline void fill_cover(const CannyJob& job, const Tile& tile, const TileMemory& m) {
+  const int radius = m.radius;
+  float *down = m.row_cover, *inner = m.row_cover + kSmoothHeight;
+  if (int(threadIdx.x) < kSmoothHeight) {
+    const int row = threadIdx.x;
+    down[row] = blurred(job.weights, radius, 1.0, tile.y0 - 2 + row, tile.height);
+    inner[row] = blurred(job.weights, radius, down[row], radius, 2 * radius + 1) + kFloatEps;
+  }
+  __syncthreads();
+  for (int i = threadIdx.x; i < kSmoothHeight * kSmoothWidth; i += kThreads) {
+    const int row = i % kSmoothHeight, column = i / kSmoothHeight, x = tile.x0 - 2 + column;
+    const bool is_inner = x >= radius && x + radius < tile.width;
+    m.covered[row * kSmoothStride + column] =
+        is_inner ? inner[row] : blurred(job.weights, radius, down[row], x, tile.width) + kFloatEps;
+  }
+}
+
+// The source image of a tile, or its mask.
+template <class Pixel>
+__device__ inline void read_tile(const CannyJob& job, const Tile& tile, const TileMemory& m, bool cover) {
+  const int reach = m.radius + 2;
+  for (int column = threadIdx.x % 32; column < m.source_width; column += 32) {
+    const int x = tile.x0 - reach + column;
+FASTINPAINT_UNROLL(4)
+    for (int row = threadIdx.x / 32; row < m.source_height; row += kThreads / 32) {
+      const int y = tile.y0 - reach + row;
+      m.source[row * m.stride + column] =
+          cover ? read_cover(job, tile, y, x) : read_gray<Pixel>(job, tile, y, x);
+    }
+  }
+}
+
+// Blurs source along H into column.
+__device__ inline void blur_tile_down(const CannyJob& job, const TileMemory& m) {
+  for (int i = threadIdx.x; i < kSmoothHeight / kBlurRun * m.source_width; i += kThreads) {
+    const int group = i / m.source_width, x = i - group * m.source_width, row = group * kBlurRun;
+    double sum[kBlurRun];
+    blur_run(job.weights, m.radius, Line{m.source + (row + m.radius) * m.stride + x, m.stride}, sum);
+    for (int k = 0; k < kBlurRun; ++k) m.column[(row + k) * m.stride + x] = float(sum[k]);
+  }
+}
+
+// Blurs column along W: into covered, or into smooth, divided by covered.
+__device__ inline void blur_tile_across(const CannyJob& job, const TileMemory& m, bool cover) {
+  for (int i = threadIdx.x; i < kSmoothHeight * kSmoothWidth / kBlurRun; i += kThreads) {
+    const int row = i % kSmoothHeight, x = i / kSmoothHeight * kBlurRun, to = row * kSmoothStride + x;
+    double sum[kBlurRun];
+    blur_run(job.weights, m.radius, Line{m.column + row * m.stride + x + m.radius, 1}, sum);
+    for (int k = 0; k < kBlurRun; ++k)
+      if (cover)
+        m.covered[to + k] = float(sum[k]) + kFloatEps;
+      else
+        m.smooth[to + k] = float(sum[k]) / m.covered[to + k];
+  }
+}
+
+// ---- Edges of a tile --------------------------------------------------------------------------------------
+
+// Both derivatives at (y, x) of the edge map; the smooth image's edge pixels are repeated outside.
+struct Gradient {
+  float along_h, along_w;
+
+  FASTINPAINT_HD Gradient(const Tile& tile, const float* smooth, int y, int x) {
+    const int top = tile.y0 - 2, left_end = tile.x0 - 2;
+    const float* up = smooth + (clamp(y - 1, tile.height) - top) * kSmoothStride;
+    const float* here = smooth + (clamp(y, tile.height) - top) * kSmoothStride;
+    const float* down = smooth + (clamp(y + 1, tile.height) - top) * kSmoothStride;
+    const int left = clamp(x - 1, tile.width) - left_end, middle = clamp(x, tile.width) - left_end,
+              right = clamp(x + 1, tile.width) - left_end;
+    along_h = sobel_sum(down[left] - up[left], down[middle] - up[middle], down[right] - up[right]);
+    along_w = sobel_sum(up[right] - up[left], here[right] - here[left], down[right] - down[left]);
+  }
+};
+
+// Writes eight bytes, of which the first `count` lie inside the row.
+__device__ inline void write_labels(unsigned char* to, uint64_t bytes, int count) {
+  if (count >= kPixels && reinterpret_cast<uintptr_t>(to) % 8 == 0) {
+    *reinterpret_cast<uint64_t*>(to) = bytes;
+    return;
+  }
+  for (int k = 0; k < kPixels && k < count; ++k) to[k] = static_cast<unsigned char>(bytes >> (8 * k));
+}
+
+// The pixel of a tile at position `i` of its border: top row, bottom row, left column, right column.
+FASTINPAINT_HD int border_pixel(int i) {
+  if (i < 2 * kTileWidth) return i < kTileWidth ? i : (kTileHeight - 2) * kTileWidth + i;
+  const int row = i - 2 * kTileWidth;
+  return row < kTileHeight ? row * kTileWidth : (row - kTileHeight) * kTileWidth + kTileWidth - 1;
+}
+
+// Bits of a tile's row: pixel x is bit x. Memory is little-endian.
+FASTINPAINT_HD uint64_t bits_of_row(const unsigned char* bits, int row) {
+  return reinterpret_cast<const uint64_t*>(bits)[row];
+}
+
+// Weak and strong local maxima of the tile, as bits; destroys smooth.
+__device__ inline void thin_tile(const CannyJob& job, const Tile& tile, const TileMemory& m) {
+  const int row = threadIdx.x / (kTileWidth / kPixels), column = threadIdx.x % (kTileWidth / kPixels) * kPixels;
+  const int y = tile.y0 + row, x = tile.x0 + column;
+  float along_h[kPixels], along_w[kPixels];
+FASTINPAINT_UNROLL()
+  for (int k = 0; k < kPixels; ++k) {
+    const Gradient gradient(tile, m.smooth, y, x + k);
+    along_h[k] = gradient.along_h;
+    along_w[k] = gradient.along_w;
+  }
+  float* magnitude = m.magnitude + (row + 1) * kMagnitudeStride + column + 1;
+FASTINPAINT_UNROLL()
+  for (int k = 0; k < kPixels; ++k) magnitude[k] = gradient_magnitude(along_h[k], along_w[k]);
+  constexpr int kAround = 2 * (kTileWidth + 2) + 2 * kTileHeight;
+  static_assert(kAround <= kThreads);
+  if (const int i = threadIdx.x; i < kAround) {
+    const int side = i - 2 * (kTileWidth + 2);
+    const int to_y = side >= 0 ? 1 + side % kTileHeight : i < kTileWidth + 2 ? 0 : kTileHeight + 1;
+    const int to_x = side >= 0 ? side / kTileHeight * (kTileWidth + 1) : i % (kTileWidth + 2);
+    const Gradient gradient(tile, m.smooth, tile.y0 - 1 + to_y, tile.x0 - 1 + to_x);
+    m.magnitude[to_y * kMagnitudeStride + to_x] = gradient_magnitude(gradient.along_h, gradient.along_w);
+  }
+  __syncthreads();
+  unsigned weak = 0, strong = 0;
+FASTINPAINT_UNROLL()
+  for (int k = 0; k < kPixels; ++k) {
+    const float here = magnitude[k];
+    if (here >= job.low && may_be_edge(job, tile, y, x + k) &&
+        is_maximum(magnitude + k, kMagnitudeStride, along_h[k], along_w[k])) {
+      weak |= 1u << k;
+      strong |= unsigned(here >= job.high) << k;
+    }
+  }
+  m.weak[threadIdx.x] = static_cast<unsigned char>(weak);
+  m.strong[threadIdx.x] = static_cast<unsigned char>(strong);
+}
+
+// Components of the weak pixels of a tile, their labels and nodes. Starts from the runs of each row.
+__device__ inline void label_tile(const Tile& tile, const TileMemory& m) {
+  const int row = threadIdx.x / (kTileWidth / kPixels), column = threadIdx.x % (kTileWidth / kPixels) * kPixels;
+  const int first = threadIdx.x * kPixels;
+  const uint64_t weak = bits_of_row(m.weak, row), above = row > 0 ? bits_of_row(m.weak, row - 1) : 0;
+  const unsigned own = m.weak[threadIdx.x];
+  for (int k = 0; k < kPixels; ++k)
+    if (own >> k & 1) {
+      const uint64_t gaps = ~weak & ((uint64_t(1) << (column + k)) - 1);
+      m.parents[first + k] = row * kTileWidth + (gaps == 0 ? 0 : highest_bit(gaps) + 1);
+      m.nodes[first + k] = kClosed;
+    }
+  __syncthreads();
+
+  // Once for every contact of two runs: where it starts, or where only corners touch.
+  const uint64_t both = weak & above;
+  const unsigned straight = unsigned((both & ~(both << 1)) >> column) & 0xff;
+  const unsigned left = unsigned((weak & ~above & above << 1 & ~(weak << 1)) >> column) & 0xff;
+  const unsigned right = unsigned((weak & ~above & above >> 1 & ~(weak >> 1)) >> column) & 0xff;
+  const unsigned strong = m.strong[threadIdx.x] & ~(m.strong[threadIdx.x] << 1);
+  if ((straight | left | right | strong) != 0)
+    for (int k = 0; k < kPixels; ++k) {
+      const int pixel = first + k;
+      if (strong >> k & 1) unite(m.parents, pixel, kStrong);
+      if (straight >> k & 1) unite(m.parents, pixel, pixel - kTileWidth);
+      if (left >> k & 1) unite(m.parents, pixel, pixel - kTileWidth - 1);
+      if (right >> k & 1) unite(m.parents, pixel, pixel - kTileWidth + 1);
+    }
+  __syncthreads();
+
+  // A component's node is the first of its pixels on the border.
+  int border = -1, border_root = kStrong;
+  if (int(threadIdx.x) < kBorder) {
+    border = border_pixel(threadIdx.x);
+    if (m.weak[border / kPixels] >> border % kPixels & 1) border_root = find_root(m.parents, border);
+    if (border_root != kStrong) atomicMin(m.nodes + border_root, int(threadIdx.x));
+  }
+  __syncthreads();
+
+  if (border_root != kStrong && m.nodes[border_root] == int(threadIdx.x)) {
+    const int node = tile.first_node + threadIdx.x;
+    tile.parents[node] = node;
+  }
+  uint64_t labels = 0;
+  if (own != 0)
+    for (int k = 0; k < kPixels; ++k)
+      if (own >> k & 1) {
+        const int root = find_root(m.parents, first + k);
+        const int node = root == kStrong ? kClosed : m.nodes[root];
+        const int label = root == kStrong ? 1 : node == kClosed ? 0 : kFirstOpen + node;
+        labels |= uint64_t(label) << (8 * k);
+      }
+  const int y = tile.y0 + row, x = tile.x0 + column;
+  if (y < tile.height && x < tile.width)
+    write_labels(tile.labels + int64_t(y) * tile.width + x, labels, tile.width - x);
+}
+
+// ---- Kernels: a block for each tile -----------------------------------------------------------------------
+
+template <class Pixel>
+__global__ void __launch_bounds__(kThreads, 4) detect_edges(const __grid_constant__ CannyJob job) {
+  const Tile tile = find_tile(job, blockIdx.x);
+  const TileMemory m(block_memory(), job.radius);
+  if (job.mask == nullptr) fill_cover(job, tile, m);
+  for (int pass = job.mask == nullptr ? 1 : 0; pass < 2; ++pass) {
+    const bool cover = pass == 0;
+    read_tile<Pixel>(job, tile, m, cover);
+    __syncthreads();
+    blur_tile_down(job, m);
+    __syncthreads();
+    blur_tile_across(job, m, cover);
+  }
+  __syncthreads();
+  thin_tile(job, tile, m);
+  __syncthreads();
+  label_tile(tile, m);
+}
+
+// The same for an image that blur_across has smoothed.
+__global__ void __launch_bounds__(kThreads, 4) detect_smooth(const __grid_constant__ CannyJob job) {
+  const Tile tile = find_tile(job, blockIdx.x);
+  const TileMemory m(block_memory(), 0);
+  for (int i = threadIdx.x; i < kSmoothHeight * kSmoothWidth; i += kThreads) {
+    const int row = i / kSmoothWidth, column = i % kSmoothWidth;
+    const int y = clamp(tile.y0 - 2 + row, tile.height), x = clamp(tile.x0 - 2 + column, tile.width);
+    m.smooth[row * kSmoothStride + column] = job.smooth[tile.first_pixel + int64_t(y) * tile.width + x];
+  }
+  __syncthreads();
+  thin_tile(job, tile, m);
+  __syncthreads();
+  label_tile(tile, m);
+}
+
+// Unites what touches across the tile's upper and left border. A pixel straight across stands for its
+// neighbours in the row (column), for they hang together without this one.
+__global__ void __launch_bounds__(kThreads) join_tiles(const __grid_constant__ CannyJob job) {
+  const Tile tile = find_tile(job, blockIdx.x);
+  const int i = threadIdx.x;
+  const bool on_top = i < kTileWidth;
+  if (i >= kTileWidth + kTileHeight || (on_top ? tile.y0 : tile.x0) == 0) return;
+  const int y = tile.y0 + (on_top ? 0 : i - kTileWidth), x = tile.x0 + (on_top ? i : 0);
+  if (y >= tile.height || x >= tile.width) return;
+  const auto label_at = [&](int at_y, int at_x) -> int {
+    const bool inside = at_y >= 0 && at_x >= 0 && at_y < tile.height && at_x < tile.width;
+    return inside ? tile.labels[int64_t(at_y) * tile.width + at_x] : 0;
+  };
+  const auto node_of = [&](int label, int at_y, int at_x) {
+    const int across = (tile.width + kTileWidth - 1) / kTileWidth;
+    return label == 1 ? kStrong
+                      : (at_y / kTileHeight * across + at_x / kTileWidth) * kBorder + label - kFirstOpen;
+  };
+  const int label = label_at(y, x);
+  if (label == 0) return;
+  const int step_y = on_top ? 0 : 1, step_x = on_top ? 1 : 0, next_y = y - step_x, next_x = x - step_y;
+  const int straight = label_at(next_y, next_x);
+  for (int side = straight != 0 ? 0 : -1; side <= (straight != 0 ? 0 : 1); ++side) {
+    const int at_y = next_y + side * step_y, at_x = next_x + side * step_x;
+    const int other = label_at(at_y, at_x);
+    if (other != 0 && (label != 1 || other != 1))
+      unite(tile.parents, node_of(label, y, x), node_of(other, at_y, at_x));
+  }
+}
+
+__global__ void __launch_bounds__(kThreads) resolve_edges(const __grid_constant__ CannyJob job) {
+  const Tile tile = find_tile(job, blockIdx.x);
+  const int y = tile.y0 + threadIdx.x / (kTileWidth / kPixels);
+  const int x = tile.x0 + threadIdx.x % (kTileWidth / kPixels) * kPixels;
+  if (y >= tile.height || x >= tile.width) return;
+  const int count = tile.width - x < kPixels ? tile.width - x : kPixels;
+  unsigned char* place = tile.labels + int64_t(y) * tile.width + x;
+  uint64_t labels = 0;
+  if (count == kPixels && reinterpret_cast<uintptr_t>(place) % 8 == 0)
+    labels = *reinterpret_cast<const uint64_t*>(place);
+  else
+    for (int k = 0; k < count; ++k) labels |= uint64_t(place[k]) << (8 * k);
+  if ((labels & 0xfefefefefefefefe) == 0) return;
+  uint64_t edges = 0;
+  for (int k = 0; k < count; ++k) {
+    const int label = int(labels >> (8 * k) & 0xff);
+    const bool is_edge =
+        label < kFirstOpen ? label != 0
+                           : find_root(tile.parents, tile.first_node + label - kFirstOpen) == kStrong;
+    edges |= uint64_t(is_edge) << (8 * k);
+  }
+  write_labels(place, edges, count);
+}
+
+// ---- Wide Gaussians, through global memory ----------------------------------------------------------------
+
+__global__ void __launch_bounds__(kThreads)
+    store_weights(double* to, int count, const __grid_constant__ WeightChunk chunk) {
+  for (int i = threadIdx.x; i < count; i += kThreads) to[i] = chunk.values[i];
+}
+
+// A column of the source image or of its mask, from row y on.
+template <class Pixel, bool kCover>
+struct SourceColumn {
+  const CannyJob& job;
+  const Tile& tile;
+  int y, x;
+
+  FASTINPAINT_HD double operator()(int i) const {
+    return kCover ? read_cover(job, tile, y + i, x) : read_gray<Pixel>(job, tile, y + i, x);
+  }
+};
+
+template <class Pixel>
+__global__ void __launch_bounds__(kThreads) blur_down(const __grid_constant__ CannyJob job) {
+  const Tile tile = find_tile(job, blockIdx.x);
+  for (int i = threadIdx.x; i < kTileHeight * kTileWidth / kBlurRun; i += kThreads) {
+    const int y = tile.y0 + i / kTileWidth * kBlurRun, x = tile.x0 + i % kTileWidth;
+    if (y >= tile.height || x >= tile.width) continue;
+    double image[kBlurRun], cover[kBlurRun];
+    blur_run(job.far_weights, job.far_radius, SourceColumn<Pixel, false>{job, tile, y, x}, image);
+    blur_run(job.far_weights, job.far_radius, SourceColumn<Pixel, true>{job, tile, y, x}, cover);
+    for (int k = 0; k < kBlurRun && y + k < tile.height; ++k) {
+      const int64_t to = tile.first_pixel + int64_t(y + k) * tile.width + x;
+      job.columns[to] = float(image[k]);
+      job.cover[to] = float(cover[k]);
+    }
+  }
+}
+
+// A row of a map in global memory, zero outside.
+struct MapRow {
+  const float* row;
+  int x, width;
+
+  FASTINPAINT_HD double operator()(int i) const { return x + i >= 0 && x + i < width ? row[x + i] : 0.0f; }
+};
+
+__global__ void __launch_bounds__(kThreads) blur_across(const __grid_constant__ CannyJob job) {
+  const Tile tile = find_tile(job, blockIdx.x);
+  for (int i = threadIdx.x; i < kTileHeight * kTileWidth / kBlurRun; i += kThreads) {
+    const int y = tile.y0 + i / (kTileWidth / kBlurRun), x = tile.x0 + i % (kTileWidth / kBlurRun) * kBlurRun;
+    if (y >= tile.height || x >= tile.width) continue;
+    const int64_t row = tile.first_pixel + int64_t(y) * tile.width;
+    double image[kBlurRun], cover[kBlurRun];
+    blur_run(job.far_weights, job.far_radius, MapRow{job.columns + row, x, tile.width}, image);
+    blur_run(job.far_weights, job.far_radius, MapRow{job.cover + row, x, tile.width}, cover);
+    for (int k = 0; k < kBlurRun && x + k < tile.width; ++k)
+      job.smooth[row + x + k] = float(image[k]) / (float(cover[k]) + kFloatEps);
+  }
+}
+
+}  // namespace fastinpaint

@@ -1,0 +1,113 @@
+// The launches of one call, in order, and the memory that they share: whatever device runs them.
+#pragma once
+
+#include <algorithm>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include "../canny_options.h"
+#include "canny_kernels.cuh"
+
+namespace fastinpaint {
+
+constexpr int kMaxSide = 65535;               // of an image, in pixels
+constexpr int kSharedBytes = 48 * 1024;       // of a block, without asking for more
+constexpr int64_t kMaxBlocks = 0x7fffffff;    // of a launch
+
+// An edge map of every image of a batch, and where it goes.
+struct CannyTarget {
+  int64_t height, width;
+  void* edges;  // (batch, height, width)
+};
+
+class CannyLaunch {
+ public:
+  // `job` has the image, the mask and the thresholds; targets: at most kMaxScales, none of them empty.
+  CannyLaunch(const CannyJob& job, int64_t batch, const std::vector<CannyTarget>& targets,
+              std::vector<double> weights)
+      : job_(job), weights_(std::move(weights)) {
+    int64_t longest = 1;
+    job_.radius = int(weights_.size()) - 1;
+    job_.scale_count = int(targets.size());
+    for (int i = 0; i < job_.scale_count; ++i) {
+      const auto& [height, width, edges] = targets[i];
+      const int64_t across = (width + kTileWidth - 1) / kTileWidth,
+                    down = (height + kTileHeight - 1) / kTileHeight;
+      job_.scales[i] = {int(height),  int(width), int(across), int(across * down),
+                        int(blocks_), pixels_,    static_cast<unsigned char*>(edges)};
+      blocks_ += batch * across * down;
+      pixels_ += batch * height * width;
+      has_borders_ = has_borders_ || across * down > 1;
+      longest = std::max({longest, height, width});
+    }
+    fits_tile_ = job_.radius <= kMaxTileRadius && tile_bytes(job_.radius) <= kSharedBytes;
+    if (fits_tile_) {
+      std::copy(weights_.begin(), weights_.end(), job_.weights);
+    } else {
+      job_.far_radius = int(std::min<int64_t>(job_.radius, longest - 1));
+      weights_.resize(job_.far_radius + 1);
+    }
+  }
+
+  int64_t blocks() const { return blocks_; }
+
+  // Bytes of working memory, aligned to 16, that `run` wants; what they hold does not matter.
+  int64_t workspace_bytes() const {
+    CannyJob job = job_;
+    return place(job, nullptr);
+  }
+
+  // device.launch(kernel, blocks, shared_bytes, arguments...) runs a kernel in blocks of kThreads threads, after
+  // those launched before.
+  template <class Pixel, class Device>
+  void run(void* workspace, const Device& device) const {
+    CannyJob job = job_;
+    place(job, static_cast<unsigned char*>(workspace));
+    const unsigned blocks = unsigned(blocks_);
+    if (fits_tile_) {
+      device.launch(detect_edges<Pixel>, blocks, tile_bytes(job.radius), job);
+    } else {
+      for (int i = 0; i <= job.far_radius; i += kWeightChunk) {
+        WeightChunk chunk{};
+        const int count = std::min(kWeightChunk, job.far_radius + 1 - i);
+        std::copy_n(weights_.begin() + i, count, chunk.values);
+        device.launch(store_weights, 1, 0, job.far_weights + i, count, chunk);
+      }
+      device.launch(blur_down<Pixel>, blocks, 0, job);
+      device.launch(blur_across, blocks, 0, job);
+      device.launch(detect_smooth, blocks, tile_bytes(0), job);
+    }
+    if (has_borders_) {
+      device.launch(join_tiles, blocks, 0, job);
+      device.launch(resolve_edges, blocks, 0, job);
+    }
+  }
+
+ private:
+  static int tile_bytes(int radius) {
+    return int(TileMemory(nullptr, radius).end - static_cast<unsigned char*>(nullptr));
+  }
+
+  // Places the working memory's arrays from `memory` on; returns their bytes.
+  int64_t place(CannyJob& job, unsigned char* memory) const {
+    unsigned char* const start = memory;
+    const auto take = [&](auto*& array, int64_t count) {
+      array = reinterpret_cast<std::decay_t<decltype(array)>>(memory);
+      memory += (count * int64_t(sizeof(*array)) + 15) / 16 * 16;
+    };
+    take(job.parents, blocks_ * kBorder);
+    if (!fits_tile_) {
+      take(job.far_weights, job.far_radius + 1);
+      for (float** map : {&job.columns, &job.cover, &job.smooth}) take(*map, pixels_);
+    }
+    return memory - start;
+  }
+
+  CannyJob job_;
+  std::vector<double> weights_;
+  int64_t blocks_ = 0, pixels_ = 0;
+  bool has_borders_ = false, fits_tile_ = true;
+};
+
+}  // namespace fastinpaint
