@@ -3,13 +3,16 @@
 Environment:
     FASTINPAINT_NO_EXT=1   install without the extension.
     FASTINPAINT_CUDA=1     compile csrc/cuda even where torch is not a CUDA build; =0 leaves it out.
+    TORCH_CUDA_ARCH_LIST   compute capabilities to compile for; those of the GPUs there are, or 8.0;9.0.
     FASTINPAINT_SANITIZE   address (undefined behaviour too) or thread: compile the CPU kernels with that sanitizer of
                            GCC, into build/sanitize/address or thread, never in place. `make sanitize` needs both.
     CXX, MAX_JOBS          the compiler, and how many of it run at a time.
 """
 
 import os
+import re
 import shutil
+import subprocess
 import sysconfig
 from pathlib import Path
 from typing import Any
@@ -39,7 +42,7 @@ SANITIZE_FLAGS = [  # after CXX_FLAGS
     "-D_GLIBCXX_ASSERTIONS",  # std::vector checks its indices
     "-DFASTINPAINT_SANITIZE",  # csrc/kept_memory.h
 ]
-NVCC_FLAGS = ["-O3", "-fmad=false", "-Xcompiler=-fvisibility=hidden"]
+NVCC_FLAGS = ["-O3", "-std=c++17", "-fmad=false", "-Xcompiler=-fvisibility=hidden"]
 
 
 def missing_for_extension() -> str | None:
@@ -60,29 +63,76 @@ def missing_for_extension() -> str | None:
     return None
 
 
-def cuda_sources() -> list[str]:
-    """The .cu files to compile: those there are, where nvcc and a CUDA build of torch are, or on demand."""
-    import torch
+def cuda_home() -> Path | None:
+    """The CUDA toolkit's folder."""
     from torch.utils.cpp_extension import CUDA_HOME
 
+    nvcc = shutil.which("nvcc")
+    beside = Path(nvcc).resolve().parent.parent if nvcc else None
+    folders = [Path(folder) for folder in (os.environ.get("CUDA_HOME"), CUDA_HOME, beside, "/usr/local/cuda") if folder]
+    return next((f for f in folders if all((f / part).is_file() for part in ("bin/nvcc", "include/cuda.h"))), None)
+
+
+def missing_for_cuda() -> str | None:
+    """Say what keeps the CUDA sources from being compiled here; None when nothing does."""
+    import torch
+
     if os.environ.get("FASTINPAINT_SANITIZE"):
-        return []
-    wanted = os.environ.get("FASTINPAINT_CUDA", "1" if CUDA_HOME and torch.version.cuda else "0") == "1"
-    return sorted(map(str, Path("csrc/cuda").glob("*.cu"))) if wanted else []
+        return "FASTINPAINT_SANITIZE"
+    wanted, home = os.environ.get("FASTINPAINT_CUDA"), cuda_home()
+    if wanted == "0":
+        return "FASTINPAINT_CUDA=0"
+    if home is None:
+        return "nvcc is not on the PATH (set CUDA_HOME)"
+    if wanted == "1":
+        return None
+    if torch.version.cuda is None:
+        return "torch is not a CUDA build"
+    release = subprocess.run([home / "bin" / "nvcc", "--version"], capture_output=True, text=True, check=False).stdout
+    found = re.search(r"release (\d+)", release)
+    if found is None or found[1] != torch.version.cuda.split(".")[0]:
+        return f"torch is built for CUDA {torch.version.cuda}, nvcc is {found[1] if found else 'unknown'}"
+    return None
+
+
+def defines(cuda: bool) -> list[str]:
+    return [f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}", *(["-DUSE_CUDA"] if cuda else [])]
+
+
+def cuda_options() -> dict[str, list[str]]:
+    """What the extension takes with CUDA sources in it: headers, and the static runtime, so that no path is fixed."""
+    import torch
+    from torch.utils import cpp_extension
+
+    cpp_extension.CUDA_HOME = str(cuda_home())  # torch itself looks for it only where it is a CUDA build
+    if not torch.cuda.is_available():
+        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "8.0;9.0")
+    folders = [folder for folder in (cuda_home() / "lib64", cuda_home() / "lib") if folder.is_dir()]
+    static = any((folder / "libcudart_static.a").is_file() for folder in folders)
+    return {
+        "include_dirs": [str(cuda_home() / "include")],
+        "library_dirs": list(map(str, folders)),
+        "libraries": [
+            *(["cudart_static", "rt", "dl", "pthread"] if static else ["cudart"]),
+            *(["c10_cuda", "torch_cuda"] if torch.version.cuda else []),
+        ],
+    }
 
 
 def extension_options() -> dict[str, Any]:
     """Arguments of ``setup`` for the extension."""
-    from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension
+    from torch.utils.cpp_extension import BuildExtension, CppExtension
 
-    cuda = cuda_sources()
-    defines = [f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}", *(["-DUSE_CUDA"] if cuda else [])]
-    extension = (CUDAExtension if cuda else CppExtension)(
+    gap = missing_for_cuda()
+    if gap is not None:
+        print(f"fastinpaint: compiling for the CPU alone ({gap}).")
+    extension = CppExtension(
         "fastinpaint._C",
-        [*sorted(map(str, Path("csrc").glob("*.cpp"))), *cuda],
-        depends=sorted(map(str, [*Path("csrc").rglob("*.h"), *Path("csrc").rglob("*.inc")])),
-        extra_compile_args={"cxx": [*defines, *CXX_FLAGS], "nvcc": [*defines, *NVCC_FLAGS]},
+        sorted(map(str, [*Path("csrc").glob("*.cpp"), *([] if gap else Path("csrc/cuda").glob("*.cu"))])),
+        depends=sorted(str(path) for path in Path("csrc").rglob("*") if path.suffix in {".h", ".inc", ".cuh"}),
+        extra_compile_args={"cxx": [*defines(not gap), *CXX_FLAGS], "nvcc": [*defines(not gap), *NVCC_FLAGS]},
         py_limited_api=True,
+        **({} if gap else cuda_options()),
     )
     return {
         "ext_modules": [extension],
@@ -114,9 +164,10 @@ def sanitize(options: dict[str, Any], kind: str) -> dict[str, Any]:
     }
 
 
-reason = missing_for_extension()
-if reason is not None:
-    print(f"fastinpaint: installing without its compiled extension ({reason}); the reference backend serves.")
-options = {} if reason else extension_options()
-kind = os.environ.get("FASTINPAINT_SANITIZE")
-setup(**(sanitize(options, kind) if options and kind else options))
+if __name__ == "__main__":
+    reason = missing_for_extension()
+    if reason is not None:
+        print(f"fastinpaint: installing without its compiled extension ({reason}); the reference backend serves.")
+    options = {} if reason else extension_options()
+    kind = os.environ.get("FASTINPAINT_SANITIZE")
+    setup(**(sanitize(options, kind) if options and kind else options))

@@ -33,7 +33,7 @@ FASTINPAINT_HD void blur_run(const double* weights, int radius, const ValueAt& v
     before[k] = value_at(k - radius);
     after[k] = value_at(k + radius);
   }
-  FASTINPAINT_UNROLL(4)
+  FASTINPAINT_UNROLL(2)  // further, a kernel of many blocks runs out of registers
   for (int j = radius; j > 0; --j) {
     const double weight = weights[j];
     for (int k = 0; k < kRun; ++k) sum[k] += (before[k] + after[k]) * weight;

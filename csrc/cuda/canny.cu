@@ -93,8 +93,8 @@ std::vector<Tensor> detect(const Tensor& image, const std::vector<int64_t>& size
   std::vector<CannyTarget> targets;
   for (const Tensor& map : maps) {
     for (const Tensor* tensor : {&image, &map})
-      STD_TORCH_CHECK(std::max(tensor->size(2), tensor->size(3)) <= kMaxSide, "sides must be at most ", kMaxSide,
-                      " pixels, got shape ", shape_of(*tensor));
+      STD_TORCH_CHECK(std::max(tensor->size(2), tensor->size(3)) <= kMaxSide, "sides must be at most ",
+                      kMaxSide, " pixels, got shape ", shape_of(*tensor));
     if (map.numel() > 0) targets.push_back({map.size(2), map.size(3), map.mutable_data_ptr()});
   }
   const CannyJob job = describe(image, mask, low, high);

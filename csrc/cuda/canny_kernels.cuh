@@ -1,16 +1,16 @@
 // Canny on the GPU. A block takes a tile of 32 x 64 pixels from the image to its edges:
 //
 //   detect_edges   blurs, differentiates, thins, and finds the components of weak pixels inside the tile. A
-//                  component with a strong pixel is an edge; one without that stays inside the tile is none; one
-//                  that touches the tile's border is open and becomes a node. The output holds, for now, 0 (no
-//                  edge), 1 (edge) or kFirstOpen + the node's number in its tile.
+//                  component with a strong pixel is an edge; one without that stays inside the tile is none;
+//                  one that touches the tile's border is open and becomes a node. The output holds, for now,
+//                  0 (no edge), 1 (edge) or kFirstOpen + the node's number in its tile.
 //   join_tiles     unites nodes that touch across a border, and nodes with kStrong where they touch an edge.
 //   resolve_edges  replaces each open pixel by whether kStrong is its root.
 //
 // Components are trees in an array of parents: a parent is never larger than its child, a root is its own
 // parent, and kStrong, less than every node, is the root of all edges. unite() only ever lowers parents, with
-// atomicMin, so the order of threads changes the trees on the way but never who is connected; nobody waits for
-// anybody. The same code works inside a tile (on pixels, in shared memory) and between tiles (on nodes).
+// atomicMin, so the order of threads changes the trees on the way but never who is connected; nobody waits
+// for anybody. The same code works inside a tile (on pixels, in shared memory) and between tiles (on nodes).
 //
 // Gaussians wider than a tile's memory go through global memory first: store_weights, blur_down, blur_across,
 // then detect_smooth in place of detect_edges.
@@ -73,9 +73,9 @@ struct CannyJob {
 
   double weights[kMaxTileRadius + 1];  // by distance
   // For a wider Gaussian; maps hold all scales, (pixels,).
-  double* far_weights;           // (far_radius + 1,)
-  int far_radius;                // radius, or less where no image is that large
-  float *columns, *cover;        // blurred along H: image, mask
+  double* far_weights;     // (far_radius + 1,)
+  int far_radius;          // radius, or less where no image is that large
+  float *columns, *cover;  // blurred along H: image, mask
   float* smooth;
 };
 
@@ -84,35 +84,40 @@ struct WeightChunk {
 };
 
 struct Tile {
-  int scale, image;
-  int height, width;      // of the edge map
+  int scale, image, number;  // number: of the tile in its image
+  int height, width;         // of the edge map
   int y0, x0;
-  int first_node;         // of the tile, counted from the image's first
-  int* parents;           // of the image's nodes
-  unsigned char* labels;  // (height, width) of the image
-  int64_t first_pixel;    // of the image, among those of all scales
-};
 
-FASTINPAINT_HD Tile find_tile(const CannyJob& job, unsigned block) {
-  int index = 0;
-  while (index + 1 < job.scale_count && int(block) >= job.scales[index + 1].first_tile) ++index;
-  const CannyScale& scale = job.scales[index];
-  const int number = int(block) - scale.first_tile, image = number / scale.tiles,
-            inside = number - image * scale.tiles, down = inside / scale.tiles_across;
-  const int64_t pixels = int64_t(scale.height) * scale.width;
-  Tile tile;
-  tile.scale = index;
-  tile.image = image;
-  tile.height = scale.height;
-  tile.width = scale.width;
-  tile.y0 = down * kTileHeight;
-  tile.x0 = (inside - down * scale.tiles_across) * kTileWidth;
-  tile.first_node = inside * kBorder;
-  tile.parents = job.parents + int64_t(int(block) - inside) * kBorder;
-  tile.labels = scale.labels + image * pixels;
-  tile.first_pixel = scale.first_pixel + image * pixels;
-  return tile;
-}
+  FASTINPAINT_HD Tile(const CannyJob& job, unsigned block) : scale(0) {
+    while (scale + 1 < job.scale_count && int(block) >= job.scales[scale + 1].first_tile) ++scale;
+    const CannyScale& map = job.scales[scale];
+    number = int(block) - map.first_tile;
+    image = number / map.tiles;
+    number -= image * map.tiles;
+    height = map.height;
+    width = map.width;
+    y0 = number / map.tiles_across * kTileHeight;
+    x0 = number % map.tiles_across * kTileWidth;
+  }
+
+  // The image's first pixel among those of its scale's map.
+  FASTINPAINT_HD int64_t first_pixel() const { return int64_t(image) * height * width; }
+
+  // The image's part of the output, (height, width).
+  FASTINPAINT_HD unsigned char* labels(const CannyJob& job) const {
+    return job.scales[scale].labels + first_pixel();
+  }
+
+  // The image's nodes, (tiles, kBorder).
+  FASTINPAINT_HD int* parents(const CannyJob& job) const {
+    return job.parents + (job.scales[scale].first_tile + int64_t(image) * job.scales[scale].tiles) * kBorder;
+  }
+
+  // The image's part of a map that holds all scales.
+  FASTINPAINT_HD float* part_of(const CannyJob& job, float* map) const {
+    return map + job.scales[scale].first_pixel + first_pixel();
+  }
+};
 
 FASTINPAINT_HD int clamp(int value, int size) {
   return value < 0 ? 0 : value < size ? value : size - 1;
@@ -127,20 +132,18 @@ FASTINPAINT_HD bool is_valid(const CannyJob& job, const Tile& tile, int y, int x
   return job.mask[tile.image * job.mask_strides[0] + y * job.mask_strides[1] + x * job.mask_strides[2]] != 0;
 }
 
-// Whether (y, x) may be an edge: its 3 x 3 neighbourhood lies in the image and in the mask.
-FASTINPAINT_HD bool may_be_edge(const CannyJob& job, const Tile& tile, int y, int x) {
-  if (y < 1 || x < 1 || y + 1 >= tile.height || x + 1 >= tile.width) return false;
+// Whether the mask lets the inner pixel (y, x) be an edge: its 3 x 3 neighbourhood counts.
+FASTINPAINT_HD bool is_inside_mask(const CannyJob& job, const Tile& tile, int y, int x) {
   bool valid = true;
-  if (job.mask != nullptr)
-    for (int i = 0; i < 9; ++i) valid = valid && is_valid(job, tile, y - 1 + i / 3, x - 1 + i % 3);
+  for (int i = 0; i < 9; ++i) valid = valid && is_valid(job, tile, y - 1 + i / 3, x - 1 + i % 3);
   return valid;
 }
 
 // The grey image at (y, x) of the edge map, zero outside it and outside the mask.
-template <class Pixel>
+template <class Pixel, bool kMasked>
 FASTINPAINT_HD float read_gray(const CannyJob& job, const Tile& tile, int y, int x) {
   if (y < 0 || x < 0 || y >= tile.height || x >= tile.width) return 0.0f;
-  if (job.mask != nullptr && !is_valid(job, tile, y, x)) return 0.0f;
+  if (kMasked && !is_valid(job, tile, y, x)) return 0.0f;
   const Pixel* pixel = static_cast<const Pixel*>(job.image) + tile.image * job.image_strides[0] +
                        nearest(y, tile.height, job.image_height) * job.image_strides[2] +
                        nearest(x, tile.width, job.image_width) * job.image_strides[3];
@@ -149,10 +152,11 @@ FASTINPAINT_HD float read_gray(const CannyJob& job, const Tile& tile, int y, int
   return gray_of(float(pixel[0]), float(pixel[plane]), float(pixel[2 * plane]));
 }
 
-// The mask at (y, x) as the Gaussian takes it: 1 where the image counts.
+// 1 where the image counts, 0 outside it and outside the mask.
+template <bool kMasked>
 FASTINPAINT_HD float read_cover(const CannyJob& job, const Tile& tile, int y, int x) {
   if (y < 0 || x < 0 || y >= tile.height || x >= tile.width) return 0.0f;
-  return job.mask == nullptr || is_valid(job, tile, y, x) ? 1.0f : 0.0f;
+  return !kMasked || is_valid(job, tile, y, x) ? 1.0f : 0.0f;
 }
 
 // ---- Components -------------------------------------------------------------------------------------------
@@ -226,8 +230,8 @@ struct Line {
   FASTINPAINT_HD double operator()(int i) const { return middle[i * step]; }
 };
 
-// The part of the Gaussian inside the image, for each pixel of the smooth image: it depends on the distance to
-// the borders alone, and on that to the top and bottom only where the Gaussian ends before the others.
+// The part of the Gaussian inside the image, for each pixel of the smooth image: it depends on the distance
+// to the borders alone, and on that to the top and bottom only where the Gaussian ends before the others.
 __device__ inline void fill_cover(const CannyJob& job, const Tile& tile, const TileMemory& m) {
   const int radius = m.radius;
   float *down = m.row_cover, *inner = m.row_cover + kSmoothHeight;
@@ -246,16 +250,16 @@ __device__ inline void fill_cover(const CannyJob& job, const Tile& tile, const T
 }
 
 // The source image of a tile, or its mask.
-template <class Pixel>
+template <class Pixel, bool kMasked>
 __device__ inline void read_tile(const CannyJob& job, const Tile& tile, const TileMemory& m, bool cover) {
   const int reach = m.radius + 2;
   for (int column = threadIdx.x % 32; column < m.source_width; column += 32) {
     const int x = tile.x0 - reach + column;
-FASTINPAINT_UNROLL(4)
+    FASTINPAINT_UNROLL(4)
     for (int row = threadIdx.x / 32; row < m.source_height; row += kThreads / 32) {
       const int y = tile.y0 - reach + row;
       m.source[row * m.stride + column] =
-          cover ? read_cover(job, tile, y, x) : read_gray<Pixel>(job, tile, y, x);
+          cover ? read_cover<kMasked>(job, tile, y, x) : read_gray<Pixel, kMasked>(job, tile, y, x);
     }
   }
 }
@@ -325,17 +329,18 @@ FASTINPAINT_HD uint64_t bits_of_row(const unsigned char* bits, int row) {
 
 // Weak and strong local maxima of the tile, as bits; destroys smooth.
 __device__ inline void thin_tile(const CannyJob& job, const Tile& tile, const TileMemory& m) {
-  const int row = threadIdx.x / (kTileWidth / kPixels), column = threadIdx.x % (kTileWidth / kPixels) * kPixels;
+  const int row = threadIdx.x / (kTileWidth / kPixels),
+            column = threadIdx.x % (kTileWidth / kPixels) * kPixels;
   const int y = tile.y0 + row, x = tile.x0 + column;
   float along_h[kPixels], along_w[kPixels];
-FASTINPAINT_UNROLL()
+  FASTINPAINT_UNROLL()
   for (int k = 0; k < kPixels; ++k) {
     const Gradient gradient(tile, m.smooth, y, x + k);
     along_h[k] = gradient.along_h;
     along_w[k] = gradient.along_w;
   }
   float* magnitude = m.magnitude + (row + 1) * kMagnitudeStride + column + 1;
-FASTINPAINT_UNROLL()
+  FASTINPAINT_UNROLL()
   for (int k = 0; k < kPixels; ++k) magnitude[k] = gradient_magnitude(along_h[k], along_w[k]);
   constexpr int kAround = 2 * (kTileWidth + 2) + 2 * kTileHeight;
   static_assert(kAround <= kThreads);
@@ -348,22 +353,25 @@ FASTINPAINT_UNROLL()
   }
   __syncthreads();
   unsigned weak = 0, strong = 0;
-FASTINPAINT_UNROLL()
+  FASTINPAINT_UNROLL()
   for (int k = 0; k < kPixels; ++k) {
     const float here = magnitude[k];
-    if (here >= job.low && may_be_edge(job, tile, y, x + k) &&
-        is_maximum(magnitude + k, kMagnitudeStride, along_h[k], along_w[k])) {
+    const bool is_inner = y > 0 && x + k > 0 && y + 1 < tile.height && x + k + 1 < tile.width;
+    if (is_inner && here >= job.low && is_maximum(magnitude + k, kMagnitudeStride, along_h[k], along_w[k]))
       weak |= 1u << k;
-      strong |= unsigned(here >= job.high) << k;
-    }
+    strong |= unsigned(here >= job.high) << k;
   }
+  if (job.mask != nullptr)
+    for (int k = 0; k < kPixels; ++k)
+      if (weak >> k & 1 && !is_inside_mask(job, tile, y, x + k)) weak &= ~(1u << k);
   m.weak[threadIdx.x] = static_cast<unsigned char>(weak);
-  m.strong[threadIdx.x] = static_cast<unsigned char>(strong);
+  m.strong[threadIdx.x] = static_cast<unsigned char>(strong & weak);
 }
 
 // Components of the weak pixels of a tile, their labels and nodes. Starts from the runs of each row.
-__device__ inline void label_tile(const Tile& tile, const TileMemory& m) {
-  const int row = threadIdx.x / (kTileWidth / kPixels), column = threadIdx.x % (kTileWidth / kPixels) * kPixels;
+__device__ inline void label_tile(const CannyJob& job, const Tile& tile, const TileMemory& m) {
+  const int row = threadIdx.x / (kTileWidth / kPixels),
+            column = threadIdx.x % (kTileWidth / kPixels) * kPixels;
   const int first = threadIdx.x * kPixels;
   const uint64_t weak = bits_of_row(m.weak, row), above = row > 0 ? bits_of_row(m.weak, row - 1) : 0;
   const unsigned own = m.weak[threadIdx.x];
@@ -377,18 +385,18 @@ __device__ inline void label_tile(const Tile& tile, const TileMemory& m) {
 
   // Once for every contact of two runs: where it starts, or where only corners touch.
   const uint64_t both = weak & above;
-  const unsigned straight = unsigned((both & ~(both << 1)) >> column) & 0xff;
-  const unsigned left = unsigned((weak & ~above & above << 1 & ~(weak << 1)) >> column) & 0xff;
-  const unsigned right = unsigned((weak & ~above & above >> 1 & ~(weak >> 1)) >> column) & 0xff;
-  const unsigned strong = m.strong[threadIdx.x] & ~(m.strong[threadIdx.x] << 1);
-  if ((straight | left | right | strong) != 0)
-    for (int k = 0; k < kPixels; ++k) {
-      const int pixel = first + k;
-      if (strong >> k & 1) unite(m.parents, pixel, kStrong);
-      if (straight >> k & 1) unite(m.parents, pixel, pixel - kTileWidth);
-      if (left >> k & 1) unite(m.parents, pixel, pixel - kTileWidth - 1);
-      if (right >> k & 1) unite(m.parents, pixel, pixel - kTileWidth + 1);
-    }
+  const uint64_t straight = both & ~(both << 1), left = weak & ~above & above << 1 & ~(weak << 1),
+                 right = weak & ~above & above >> 1 & ~(weak >> 1);
+  FASTINPAINT_UNROLL(1)
+  for (int k = 0; k < kPixels; ++k) {
+    const int pixel = first + k, x = column + k;
+    const unsigned contacts =
+        unsigned(left >> x & 1) | unsigned(straight >> x & 1) << 1 | unsigned(right >> x & 1) << 2;
+    FASTINPAINT_UNROLL(1)
+    for (int side = 0; side < 3; ++side)
+      if (contacts >> side & 1) unite(m.parents, pixel, pixel - kTileWidth + side - 1);
+    if (m.strong[threadIdx.x] >> k & 1) unite(m.parents, pixel, kStrong);
+  }
   __syncthreads();
 
   // A component's node is the first of its pixels on the border.
@@ -401,8 +409,8 @@ __device__ inline void label_tile(const Tile& tile, const TileMemory& m) {
   __syncthreads();
 
   if (border_root != kStrong && m.nodes[border_root] == int(threadIdx.x)) {
-    const int node = tile.first_node + threadIdx.x;
-    tile.parents[node] = node;
+    const int node = tile.number * kBorder + threadIdx.x;
+    tile.parents(job)[node] = node;
   }
   uint64_t labels = 0;
   if (own != 0)
@@ -415,19 +423,21 @@ __device__ inline void label_tile(const Tile& tile, const TileMemory& m) {
       }
   const int y = tile.y0 + row, x = tile.x0 + column;
   if (y < tile.height && x < tile.width)
-    write_labels(tile.labels + int64_t(y) * tile.width + x, labels, tile.width - x);
+    write_labels(tile.labels(job) + int64_t(y) * tile.width + x, labels, tile.width - x);
 }
 
 // ---- Kernels: a block for each tile -----------------------------------------------------------------------
 
-template <class Pixel>
-__global__ void __launch_bounds__(kThreads, 4) detect_edges(const __grid_constant__ CannyJob job) {
-  const Tile tile = find_tile(job, blockIdx.x);
+template <class Pixel, bool kMasked>
+__global__ void __launch_bounds__(kThreads, kMasked ? 3 : 4)
+    detect_edges(const __grid_constant__ CannyJob job) {
+  const Tile tile(job, blockIdx.x);
   const TileMemory m(block_memory(), job.radius);
-  if (job.mask == nullptr) fill_cover(job, tile, m);
-  for (int pass = job.mask == nullptr ? 1 : 0; pass < 2; ++pass) {
+  if (!kMasked) fill_cover(job, tile, m);
+  FASTINPAINT_UNROLL(1)
+  for (int pass = kMasked ? 0 : 1; pass < 2; ++pass) {
     const bool cover = pass == 0;
-    read_tile<Pixel>(job, tile, m, cover);
+    read_tile<Pixel, kMasked>(job, tile, m, cover);
     __syncthreads();
     blur_tile_down(job, m);
     __syncthreads();
@@ -436,41 +446,43 @@ __global__ void __launch_bounds__(kThreads, 4) detect_edges(const __grid_constan
   __syncthreads();
   thin_tile(job, tile, m);
   __syncthreads();
-  label_tile(tile, m);
+  label_tile(job, tile, m);
 }
 
 // The same for an image that blur_across has smoothed.
 __global__ void __launch_bounds__(kThreads, 4) detect_smooth(const __grid_constant__ CannyJob job) {
-  const Tile tile = find_tile(job, blockIdx.x);
+  const Tile tile(job, blockIdx.x);
   const TileMemory m(block_memory(), 0);
+  const float* smooth = tile.part_of(job, job.smooth);
   for (int i = threadIdx.x; i < kSmoothHeight * kSmoothWidth; i += kThreads) {
     const int row = i / kSmoothWidth, column = i % kSmoothWidth;
     const int y = clamp(tile.y0 - 2 + row, tile.height), x = clamp(tile.x0 - 2 + column, tile.width);
-    m.smooth[row * kSmoothStride + column] = job.smooth[tile.first_pixel + int64_t(y) * tile.width + x];
+    m.smooth[row * kSmoothStride + column] = smooth[int64_t(y) * tile.width + x];
   }
   __syncthreads();
   thin_tile(job, tile, m);
   __syncthreads();
-  label_tile(tile, m);
+  label_tile(job, tile, m);
 }
 
 // Unites what touches across the tile's upper and left border. A pixel straight across stands for its
 // neighbours in the row (column), for they hang together without this one.
 __global__ void __launch_bounds__(kThreads) join_tiles(const __grid_constant__ CannyJob job) {
-  const Tile tile = find_tile(job, blockIdx.x);
+  const Tile tile(job, blockIdx.x);
   const int i = threadIdx.x;
   const bool on_top = i < kTileWidth;
   if (i >= kTileWidth + kTileHeight || (on_top ? tile.y0 : tile.x0) == 0) return;
   const int y = tile.y0 + (on_top ? 0 : i - kTileWidth), x = tile.x0 + (on_top ? i : 0);
   if (y >= tile.height || x >= tile.width) return;
+  const unsigned char* labels = tile.labels(job);
+  const int across = job.scales[tile.scale].tiles_across;
   const auto label_at = [&](int at_y, int at_x) -> int {
     const bool inside = at_y >= 0 && at_x >= 0 && at_y < tile.height && at_x < tile.width;
-    return inside ? tile.labels[int64_t(at_y) * tile.width + at_x] : 0;
+    return inside ? labels[int64_t(at_y) * tile.width + at_x] : 0;
   };
   const auto node_of = [&](int label, int at_y, int at_x) {
-    const int across = (tile.width + kTileWidth - 1) / kTileWidth;
-    return label == 1 ? kStrong
-                      : (at_y / kTileHeight * across + at_x / kTileWidth) * kBorder + label - kFirstOpen;
+    const int number = at_y / kTileHeight * across + at_x / kTileWidth;
+    return label == 1 ? kStrong : number * kBorder + label - kFirstOpen;
   };
   const int label = label_at(y, x);
   if (label == 0) return;
@@ -480,17 +492,17 @@ __global__ void __launch_bounds__(kThreads) join_tiles(const __grid_constant__ C
     const int at_y = next_y + side * step_y, at_x = next_x + side * step_x;
     const int other = label_at(at_y, at_x);
     if (other != 0 && (label != 1 || other != 1))
-      unite(tile.parents, node_of(label, y, x), node_of(other, at_y, at_x));
+      unite(tile.parents(job), node_of(label, y, x), node_of(other, at_y, at_x));
   }
 }
 
 __global__ void __launch_bounds__(kThreads) resolve_edges(const __grid_constant__ CannyJob job) {
-  const Tile tile = find_tile(job, blockIdx.x);
+  const Tile tile(job, blockIdx.x);
   const int y = tile.y0 + threadIdx.x / (kTileWidth / kPixels);
   const int x = tile.x0 + threadIdx.x % (kTileWidth / kPixels) * kPixels;
   if (y >= tile.height || x >= tile.width) return;
   const int count = tile.width - x < kPixels ? tile.width - x : kPixels;
-  unsigned char* place = tile.labels + int64_t(y) * tile.width + x;
+  unsigned char* place = tile.labels(job) + int64_t(y) * tile.width + x;
   uint64_t labels = 0;
   if (count == kPixels && reinterpret_cast<uintptr_t>(place) % 8 == 0)
     labels = *reinterpret_cast<const uint64_t*>(place);
@@ -500,9 +512,8 @@ __global__ void __launch_bounds__(kThreads) resolve_edges(const __grid_constant_
   uint64_t edges = 0;
   for (int k = 0; k < count; ++k) {
     const int label = int(labels >> (8 * k) & 0xff);
-    const bool is_edge =
-        label < kFirstOpen ? label != 0
-                           : find_root(tile.parents, tile.first_node + label - kFirstOpen) == kStrong;
+    const int node = tile.number * kBorder + label - kFirstOpen;
+    const bool is_edge = label < kFirstOpen ? label != 0 : find_root(tile.parents(job), node) == kStrong;
     edges |= uint64_t(is_edge) << (8 * k);
   }
   write_labels(place, edges, count);
@@ -516,30 +527,30 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 // A column of the source image or of its mask, from row y on.
-template <class Pixel, bool kCover>
+template <class Pixel, bool kMasked, bool kCover>
 struct SourceColumn {
   const CannyJob& job;
   const Tile& tile;
   int y, x;
 
   FASTINPAINT_HD double operator()(int i) const {
-    return kCover ? read_cover(job, tile, y + i, x) : read_gray<Pixel>(job, tile, y + i, x);
+    return kCover ? read_cover<kMasked>(job, tile, y + i, x) : read_gray<Pixel, kMasked>(job, tile, y + i, x);
   }
 };
 
-template <class Pixel>
+template <class Pixel, bool kMasked>
 __global__ void __launch_bounds__(kThreads) blur_down(const __grid_constant__ CannyJob job) {
-  const Tile tile = find_tile(job, blockIdx.x);
+  const Tile tile(job, blockIdx.x);
   for (int i = threadIdx.x; i < kTileHeight * kTileWidth / kBlurRun; i += kThreads) {
     const int y = tile.y0 + i / kTileWidth * kBlurRun, x = tile.x0 + i % kTileWidth;
     if (y >= tile.height || x >= tile.width) continue;
     double image[kBlurRun], cover[kBlurRun];
-    blur_run(job.far_weights, job.far_radius, SourceColumn<Pixel, false>{job, tile, y, x}, image);
-    blur_run(job.far_weights, job.far_radius, SourceColumn<Pixel, true>{job, tile, y, x}, cover);
+    blur_run(job.far_weights, job.far_radius, SourceColumn<Pixel, kMasked, false>{job, tile, y, x}, image);
+    blur_run(job.far_weights, job.far_radius, SourceColumn<Pixel, kMasked, true>{job, tile, y, x}, cover);
     for (int k = 0; k < kBlurRun && y + k < tile.height; ++k) {
-      const int64_t to = tile.first_pixel + int64_t(y + k) * tile.width + x;
-      job.columns[to] = float(image[k]);
-      job.cover[to] = float(cover[k]);
+      const int64_t to = int64_t(y + k) * tile.width + x;
+      tile.part_of(job, job.columns)[to] = float(image[k]);
+      tile.part_of(job, job.cover)[to] = float(cover[k]);
     }
   }
 }
@@ -553,16 +564,18 @@ struct MapRow {
 };
 
 __global__ void __launch_bounds__(kThreads) blur_across(const __grid_constant__ CannyJob job) {
-  const Tile tile = find_tile(job, blockIdx.x);
+  const Tile tile(job, blockIdx.x);
   for (int i = threadIdx.x; i < kTileHeight * kTileWidth / kBlurRun; i += kThreads) {
     const int y = tile.y0 + i / (kTileWidth / kBlurRun), x = tile.x0 + i % (kTileWidth / kBlurRun) * kBlurRun;
     if (y >= tile.height || x >= tile.width) continue;
-    const int64_t row = tile.first_pixel + int64_t(y) * tile.width;
+    const int64_t row = int64_t(y) * tile.width;
     double image[kBlurRun], cover[kBlurRun];
-    blur_run(job.far_weights, job.far_radius, MapRow{job.columns + row, x, tile.width}, image);
-    blur_run(job.far_weights, job.far_radius, MapRow{job.cover + row, x, tile.width}, cover);
+    blur_run(job.far_weights, job.far_radius, MapRow{tile.part_of(job, job.columns) + row, x, tile.width},
+             image);
+    blur_run(job.far_weights, job.far_radius, MapRow{tile.part_of(job, job.cover) + row, x, tile.width},
+             cover);
     for (int k = 0; k < kBlurRun && x + k < tile.width; ++k)
-      job.smooth[row + x + k] = float(image[k]) / (float(cover[k]) + kFloatEps);
+      tile.part_of(job, job.smooth)[row + x + k] = float(image[k]) / (float(cover[k]) + kFloatEps);
   }
 }
 

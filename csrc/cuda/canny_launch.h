@@ -11,9 +11,9 @@
 
 namespace fastinpaint {
 
-constexpr int kMaxSide = 65535;               // of an image, in pixels
-constexpr int kSharedBytes = 48 * 1024;       // of a block, without asking for more
-constexpr int64_t kMaxBlocks = 0x7fffffff;    // of a launch
+constexpr int kMaxSide = 65535;             // of an image, in pixels
+constexpr int kSharedBytes = 48 * 1024;     // of a block, without asking for more
+constexpr int64_t kMaxBlocks = 0x7fffffff;  // of a launch
 
 // An edge map of every image of a batch, and where it goes.
 struct CannyTarget {
@@ -34,8 +34,13 @@ class CannyLaunch {
       const auto& [height, width, edges] = targets[i];
       const int64_t across = (width + kTileWidth - 1) / kTileWidth,
                     down = (height + kTileHeight - 1) / kTileHeight;
-      job_.scales[i] = {int(height),  int(width), int(across), int(across * down),
-                        int(blocks_), pixels_,    static_cast<unsigned char*>(edges)};
+      job_.scales[i] = {int(height),
+                        int(width),
+                        int(across),
+                        int(across * down),
+                        int(blocks_),
+                        pixels_,
+                        static_cast<unsigned char*>(edges)};
       blocks_ += batch * across * down;
       pixels_ += batch * height * width;
       has_borders_ = has_borders_ || across * down > 1;
@@ -58,15 +63,24 @@ class CannyLaunch {
     return place(job, nullptr);
   }
 
-  // device.launch(kernel, blocks, shared_bytes, arguments...) runs a kernel in blocks of kThreads threads, after
-  // those launched before.
+  // device.launch(kernel, blocks, shared_bytes, arguments...) runs a kernel in blocks of kThreads threads,
+  // after those launched before.
   template <class Pixel, class Device>
+  void run(void* workspace, const Device& device) const {
+    if (job_.mask == nullptr)
+      run<Pixel, false>(workspace, device);
+    else
+      run<Pixel, true>(workspace, device);
+  }
+
+ private:
+  template <class Pixel, bool kMasked, class Device>
   void run(void* workspace, const Device& device) const {
     CannyJob job = job_;
     place(job, static_cast<unsigned char*>(workspace));
     const unsigned blocks = unsigned(blocks_);
     if (fits_tile_) {
-      device.launch(detect_edges<Pixel>, blocks, tile_bytes(job.radius), job);
+      device.launch(detect_edges<Pixel, kMasked>, blocks, tile_bytes(job.radius), job);
     } else {
       for (int i = 0; i <= job.far_radius; i += kWeightChunk) {
         WeightChunk chunk{};
@@ -74,7 +88,7 @@ class CannyLaunch {
         std::copy_n(weights_.begin() + i, count, chunk.values);
         device.launch(store_weights, 1, 0, job.far_weights + i, count, chunk);
       }
-      device.launch(blur_down<Pixel>, blocks, 0, job);
+      device.launch(blur_down<Pixel, kMasked>, blocks, 0, job);
       device.launch(blur_across, blocks, 0, job);
       device.launch(detect_smooth, blocks, tile_bytes(0), job);
     }
@@ -84,7 +98,6 @@ class CannyLaunch {
     }
   }
 
- private:
   static int tile_bytes(int radius) {
     return int(TileMemory(nullptr, radius).end - static_cast<unsigned char*>(nullptr));
   }

@@ -18,8 +18,10 @@ class Launcher {
   explicit Launcher(cuda_on_cpu::Schedule schedule) : schedule_(schedule) {}
 
   template <class... Parameters, class... Arguments>
-  void launch(void (*kernel)(Parameters...), unsigned blocks, int shared_bytes, const Arguments&... arguments) const {
-    cuda_on_cpu::launch([&] { kernel(arguments...); }, blocks, fastinpaint::kThreads, shared_bytes, schedule_);
+  void launch(void (*kernel)(Parameters...), unsigned blocks, int shared_bytes,
+              const Arguments&... arguments) const {
+    cuda_on_cpu::launch([&] { kernel(arguments...); }, blocks, fastinpaint::kThreads, shared_bytes,
+                        schedule_);
     ++launches;
   }
 

@@ -18,7 +18,7 @@ namespace cuda_on_cpu {
 namespace {
 
 constexpr size_t kStack = 64 * 1024;
-constexpr int kCanary = 64;  // bytes behind a block's memory
+constexpr int kCanary = 64;              // bytes behind a block's memory
 constexpr unsigned char kPoison = 0xff;  // NaN, or an index far away
 
 enum class State { idle, ready, waiting };
@@ -83,16 +83,24 @@ UNSEEN void suspend(Fiber& fiber, State state) {
   swapcontext(&fiber.context, &machine.home);
 }
 
-UNSEEN Fiber& current() { return *machine.running; }
-UNSEEN char& last_end(Fiber& fiber) { return fiber.block->ended; }
-UNSEEN char& meeting(Fiber& fiber, unsigned generation) { return fiber.block->met[generation % 2]; }
+UNSEEN Fiber& current() {
+  return *machine.running;
+}
+UNSEEN char& last_end(Fiber& fiber) {
+  return fiber.block->ended;
+}
+UNSEEN char& meeting(Fiber& fiber, unsigned generation) {
+  return fiber.block->met[generation % 2];
+}
 
 UNSEEN void finish(Fiber& fiber) {
   ++fiber.block->done;
   suspend(fiber, State::idle);
 }
 
-UNSEEN const std::function<void()>& kernel_of_launch() { return *machine.kernel; }
+UNSEEN const std::function<void()>& kernel_of_launch() {
+  return *machine.kernel;
+}
 
 void run_forever() {
   for (;;) {
@@ -115,7 +123,8 @@ std::unique_ptr<Fiber> new_fiber(Block& block) {
   auto fiber = std::make_unique<Fiber>();
   fiber->block = &block;
   getcontext(&fiber->context);
-  void* stack = mmap(nullptr, kStack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  void* stack =
+      mmap(nullptr, kStack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (stack == MAP_FAILED) throw std::runtime_error("no memory for a stack");
   fiber->context.uc_stack.ss_sp = stack;
   fiber->context.uc_stack.ss_size = kStack;
@@ -162,7 +171,8 @@ UNSEEN void step(Block& block, unsigned threads) {
     Fiber& fiber = *block.fibers[(first + i) % threads];
     if (fiber.state == State::ready) resume(fiber);
   }
-  if (block.waiting > 0 && block.done > 0) throw std::runtime_error("a thread ended while others wait at a barrier");
+  if (block.waiting > 0 && block.done > 0)
+    throw std::runtime_error("a thread ended while others wait at a barrier");
   if (block.waiting == threads) {
     block.waiting = 0;
     ++block.generation;
@@ -183,7 +193,8 @@ UNSEEN void run_all(unsigned blocks, unsigned threads, int shared_bytes, int res
       if (block.done == threads) {
         block.busy = false;
         ++ended;
-        if (!is_canary_alive(block, shared_bytes)) throw std::runtime_error("written behind the block's memory");
+        if (!is_canary_alive(block, shared_bytes))
+          throw std::runtime_error("written behind the block's memory");
       }
     }
 }

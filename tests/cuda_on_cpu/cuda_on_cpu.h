@@ -1,9 +1,9 @@
 // CUDA's names, as far as the kernels use them, for a CPU: it stands in for csrc/cuda/device.cuh.
 //
-// Every thread of a block is a fiber, run to its next barrier; several blocks are at work at a time. With a seed,
-// threads also give way at random before they look at or change a value that others may be changing, so that one
-// run after another meets other interleavings, each of them reproducible. ThreadSanitizer knows the fibers as
-// threads and the barriers as the only order between those of a block.
+// Every thread of a block is a fiber, run to its next barrier; several blocks are at work at a time. With a
+// seed, threads also give way at random before they look at or change a value that others may be changing, so
+// that one run after another meets other interleavings, each of them reproducible. ThreadSanitizer knows the
+// fibers as threads and the barriers as the only order between those of a block.
 #pragma once
 
 #include <cstdint>
@@ -36,8 +36,8 @@ struct Schedule {
   int resident = 1;   // blocks at work at a time
 };
 
-// Runs kernel() in every thread of every block. Throws when a block's threads do not meet at a barrier, or when one
-// writes behind the block's memory.
+// Runs kernel() in every thread of every block. Throws when a block's threads do not meet at a barrier, or
+// when one writes behind the block's memory.
 void launch(const std::function<void()>& kernel, unsigned blocks, unsigned threads, int shared_bytes,
             const Schedule& schedule);
 
@@ -53,7 +53,8 @@ inline void __syncthreads() {
 inline int atomicMin(int* place, int value) {
   cuda_on_cpu::give_way();
   int before = __atomic_load_n(place, __ATOMIC_RELAXED);
-  while (before > value && !__atomic_compare_exchange_n(place, &before, value, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
+  while (before > value &&
+         !__atomic_compare_exchange_n(place, &before, value, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
   }
   return before;
 }
