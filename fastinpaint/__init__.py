@@ -9,6 +9,7 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "canny": "fastinpaint.ops.canny",
+    "canny_pyramid": "fastinpaint.ops.canny",
     "rgb_to_gray": "fastinpaint.ops.canny",
     "sobel_edges": "fastinpaint.ops.sobel_edges",
     "edge_priority": "fastinpaint.ops.edge_priority",

@@ -16,6 +16,7 @@ from skimage.feature import canny as skimage_canny
 import fastinpaint
 from fastinpaint.ops._backend import native_reason
 from fastinpaint.reference import canny as reference
+from tests.canny_images import PATTERNS, pattern, spiral
 
 NATIVE_GAP = native_reason("canny", torch.zeros(1))
 BACKENDS = [
@@ -27,51 +28,6 @@ SIZE = 256
 
 def _photograph(name):
     return rgb2gray(getattr(data, name)()).astype(np.float32)
-
-
-def _pattern(kind, height, width, seed=0):
-    """A grey image in [0, 1] of one kind, float32."""
-    rng = np.random.default_rng(seed)
-    y, x = np.indices((height, width))
-    image = {
-        "noise": lambda: rng.random((height, width)),
-        "sparse noise": lambda: rng.random((height, width)) > 0.97,
-        "flat": lambda: np.full((height, width), 0.7),
-        "zero": lambda: np.zeros((height, width)),
-        "pixel": lambda: (y == height // 2) & (x == width // 2),
-        "corner": lambda: (y == 0) & (x == width - 1),
-        "checkerboard": lambda: (y + x) % 2,
-        "coarse checkerboard": lambda: (y // 7 + x // 7) % 2,
-        "blocks": lambda: np.kron(rng.random((-(-height // 8), -(-width // 8))), np.ones((8, 8)))[:height, :width],
-        "ramp": lambda: (y + 2 * x) / (height + 2 * width),
-        "steep ramp": lambda: 10.0 * y,
-        "step": lambda: x >= width // 2,
-        "diagonal": lambda: x > y,
-        "disc": lambda: np.hypot(y - height / 2, x - width / 2) < min(height, width) / 3,
-        "stripes": lambda: np.sin(x / 3) * 0.5 + 0.5,
-        "levels": lambda: rng.integers(0, 3, (height, width)) / 2,
-    }[kind]()
-    return image.astype(np.float32)
-
-
-PATTERNS = (
-    "noise",
-    "sparse noise",
-    "flat",
-    "zero",
-    "pixel",
-    "corner",
-    "checkerboard",
-    "coarse checkerboard",
-    "blocks",
-    "ramp",
-    "steep ramp",
-    "step",
-    "diagonal",
-    "disc",
-    "stripes",
-    "levels",
-)
 
 
 def _ours(image, backend, mask=None, **options):
@@ -103,7 +59,7 @@ def test_photographs(name, sigma, backend):
 @pytest.mark.parametrize("kind", PATTERNS)
 def test_patterns(kind, backend):
     for sigma in (0.0, 0.1, 0.5, 1.5, 2.3):
-        _assert_same(_pattern(kind, 61, 83), backend, sigma=sigma)
+        _assert_same(pattern(kind, 61, 83), backend, sigma=sigma)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -128,7 +84,7 @@ def test_patterns(kind, backend):
 def test_sizes(shape, backend):
     mask = np.random.default_rng(1).random(shape) > 0.02
     for sigma in (0.0, 0.7, 1.5, 4.0):
-        image = _pattern("levels", *shape)
+        image = pattern("levels", *shape)
         _assert_same(image, backend, sigma=sigma)
         _assert_same(image, backend, mask, sigma=sigma)
 
@@ -136,24 +92,14 @@ def test_sizes(shape, backend):
 @pytest.mark.parametrize("shape", [(1023, 769), (2048, 2048)])
 @pytest.mark.skipif(NATIVE_GAP is not None, reason=str(NATIVE_GAP))
 def test_large(shape):
-    image = _pattern("blocks", *shape) + 0.2 * _pattern("noise", *shape)
+    image = pattern("blocks", *shape) + 0.2 * pattern("noise", *shape)
     assert _assert_same(image, "native").any()
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_long_thin_edge_is_followed_across_words_rows_and_bands(backend):
     """A weak spiral with one strong pixel at its end: hysteresis has to walk all of it."""
-    size = 131
-    weak = np.zeros((size, size), dtype=bool)
-    y, x, dy, dx, length, turns = size - 3, 2, 0, 1, size - 5, 0
-    while length > 2:
-        for _ in range(length):
-            weak[y, x] = True
-            y, x = y + dy, x + dx
-        dy, dx, turns = -dx, dy, turns + 1
-        length -= 4 if turns % 2 == 1 and turns > 1 else 0
-    image = np.where(weak, np.float32(0.06), np.float32(0)).astype(np.float32)
-    image[size - 3, 2:6] = 1.0
+    image = spiral(131)
     for low in (0.01, 0.05, 0.1):
         _assert_same(image, backend, sigma=0.0, low_threshold=low, high_threshold=2.0)
 
@@ -161,10 +107,10 @@ def test_long_thin_edge_is_followed_across_words_rows_and_bands(backend):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("kind", ["noise", "levels", "blocks", "flat"])
 def test_masks(kind, backend):
-    image = _pattern(kind, 90, 140)
+    image = pattern(kind, 90, 140)
     rng = np.random.default_rng(2)
     masks = [rng.random(image.shape) > 0.05, np.zeros(image.shape, bool), np.ones(image.shape, bool)]
-    masks.append(_pattern("disc", *image.shape) > 0)
+    masks.append(pattern("disc", *image.shape) > 0)
     for mask in masks:
         for sigma in (0.0, 1.5, 3.0):
             _assert_same(image, backend, mask, sigma=sigma)
@@ -172,7 +118,7 @@ def test_masks(kind, backend):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_masked_pixels_do_not_matter_even_if_not_finite(backend):
-    image = _pattern("noise", 40, 50)
+    image = pattern("noise", 40, 50)
     mask = np.ones(image.shape, bool)
     mask[10:20, 10:20] = False
     image[12:18, 12:18] = np.nan
@@ -186,8 +132,8 @@ def test_masked_pixels_do_not_matter_even_if_not_finite(backend):
 )
 def test_thresholds(low, high, backend):
     for kind in ("noise", "levels", "flat", "pixel"):
-        _assert_same(_pattern(kind, 50, 70), backend, sigma=1.0, low_threshold=low, high_threshold=high)
-    faint = _pattern("noise", 50, 70) * np.float32(2e-15)  # about the 1e-14 that stands in for a low threshold of 0
+        _assert_same(pattern(kind, 50, 70), backend, sigma=1.0, low_threshold=low, high_threshold=high)
+    faint = pattern("noise", 50, 70) * np.float32(2e-15)  # about the 1e-14 that stands in for a low threshold of 0
     _assert_same(faint, backend, sigma=0.5, low_threshold=low, high_threshold=high)
 
 
@@ -204,13 +150,13 @@ def test_thresholds(low, high, backend):
     seed=st.integers(0, 2**16),
 )
 def test_any_image(backend, height, width, kind, sigma, low, span, scale, masked, seed):
-    image = (_pattern(kind, height, width, seed) * scale).astype(np.float32)
+    image = (pattern(kind, height, width, seed) * scale).astype(np.float32)
     mask = np.random.default_rng(seed).random(image.shape) > 0.1 if masked else None
     _assert_same(image, backend, mask, sigma, low * abs(scale), (low + span) * abs(scale))
 
 
 def _batch(channels=1, batch=5):
-    sources = [_pattern(kind, 70, 100, seed) for seed, kind in enumerate(("noise", "blocks", "levels", "disc", "step"))]
+    sources = [pattern(kind, 70, 100, seed) for seed, kind in enumerate(("noise", "blocks", "levels", "disc", "step"))]
     planes = [np.roll(sources[(i + c) % 5], c) for i in range(batch) for c in range(channels)]
     return torch.from_numpy(np.stack(planes)).view(batch, channels, 70, 100)
 

@@ -14,10 +14,9 @@ from fastinpaint.losses.pixel import masked_l1, total_variation
 from fastinpaint.models.generator import GeneratorOutput
 from fastinpaint.models.vgg import VGG19Features
 from fastinpaint.ops._checks import at_least_float32
-from fastinpaint.ops.canny import canny
+from fastinpaint.ops.canny import canny_of_sizes
 from fastinpaint.ops.sobel_edges import sobel_edges
 from fastinpaint.ops.structure_loss import structure_loss_terms
-from fastinpaint.reference.nearest import nearest_resize
 
 SCALES = ("full", "half", "quarter")
 _GENERATOR_LOSS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -205,7 +204,7 @@ def edge_pyramid(image: Tensor, predictions: Sequence[Tensor]) -> list[Tensor]:
     not on [-1, 1], where ``pyramid_structure_loss`` alone would run it with thresholds half as strict.
     """
     with torch.no_grad():
-        return [canny((nearest_resize(image, *p.shape[-2:]) + 1) / 2, sigma=1.5) for p in predictions]
+        return canny_of_sizes((image + 1) / 2, [(p.shape[-2], p.shape[-1]) for p in predictions], sigma=1.5)
 
 
 def _with_total(terms: dict[str, Tensor], like: Tensor) -> dict[str, Tensor]:

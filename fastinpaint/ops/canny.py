@@ -1,6 +1,7 @@
 """Canny edges and the grey image that they are taken of."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -64,13 +65,83 @@ def canny(
         ValueError: A shape, ``sigma`` or the thresholds do not fit, or ``backend`` cannot serve; the message says why.
     """
     _check_image("canny", image, channels=(1, 3))
-    _check_options(image, sigma, low_threshold, high_threshold, mask)
-    image = image.detach().float()
+    _check_options("canny", sigma, low_threshold, high_threshold)
+    _check_mask(image, mask)
+    image = _as_taken(image)
     tensors = (image,) if mask is None else (image, mask)
     chosen = select("canny", backend, {"native": native_reason("canny", *tensors), "reference": None})
     run = torch.ops.fastinpaint.canny if chosen == "native" else torch.ops.fastinpaint.canny_reference
     result: Tensor = run(image, float(sigma), float(low_threshold), float(high_threshold), mask)
     return result
+
+
+def canny_pyramid(
+    image: Tensor,
+    *,
+    scales: Sequence[int] = (1, 2, 4),
+    sigma: float = 1.5,
+    low_threshold: float = 0.1,
+    high_threshold: float = 0.2,
+    backend: str = "auto",
+) -> list[Tensor]:
+    """Edges of the image at several scales, all in one pass: ``canny`` of its nearest-neighbour reductions.
+
+    At scale s the image is reduced to (ceil(H / s), ceil(W / s)), row i showing row floor(i * H / h). Sigma and the
+    thresholds mean the same at every scale. ``pyramid_structure_loss`` takes the result as its ``edges``.
+
+    Args:
+        image: (B, 1 or 3, H, W) as for ``canny``.
+        scales: By what to divide the sides; positive integers.
+        sigma: Standard deviation of the Gaussian in pixels of each scale.
+        low_threshold: As for ``canny``.
+        high_threshold: As for ``canny``.
+        backend: ``"auto"``, ``"native"`` or ``"reference"``.
+
+    Returns:
+        A (B, 1, ceil(H / s), ceil(W / s)) bool map for each scale.
+
+    Raises:
+        TypeError: ``image`` is not floating point or a scale is not an integer.
+        ValueError: A shape, a scale, ``sigma`` or the thresholds do not fit, or ``backend`` cannot serve.
+    """
+    _check_image("canny_pyramid", image, channels=(1, 3))
+    for scale in scales:
+        if not isinstance(scale, int):
+            raise TypeError(f"canny_pyramid: scales must be integers, got {scale!r}")
+        if scale < 1:
+            raise ValueError(f"canny_pyramid: scales must be at least 1, got {scale}")
+    height, width = image.shape[-2:]
+    sizes = [(-(-height // scale), -(-width // scale)) for scale in scales]
+    return canny_of_sizes(
+        image, sizes, sigma=sigma, low_threshold=low_threshold, high_threshold=high_threshold, backend=backend
+    )
+
+
+def canny_of_sizes(
+    image: Tensor,
+    sizes: Sequence[tuple[int, int]],
+    *,
+    sigma: float = 1.5,
+    low_threshold: float = 0.1,
+    high_threshold: float = 0.2,
+    backend: str = "auto",
+) -> list[Tensor]:
+    """``canny_pyramid`` with the (h, w) of every map given."""
+    _check_image("canny_pyramid", image, channels=(1, 3))
+    _check_options("canny_pyramid", sigma, low_threshold, high_threshold)
+    image = _as_taken(image)
+    chosen = select("canny_pyramid", backend, {"native": native_reason("canny_pyramid", image), "reference": None})
+    native = chosen == "native"
+    run = torch.ops.fastinpaint.canny_pyramid if native else torch.ops.fastinpaint.canny_pyramid_reference
+    flat = [side for size in sizes for side in size]
+    result: list[Tensor] = run(image, flat, float(sigma), float(low_threshold), float(high_threshold))
+    return result
+
+
+def _as_taken(image: Tensor) -> Tensor:
+    """The image as the operators take it: float32, or half precision on CUDA, where the kernel widens it itself."""
+    image = image.detach()
+    return image if image.is_cuda and image.dtype in (torch.float16, torch.bfloat16) else image.float()
 
 
 def _check_image(op: str, image: Tensor, channels: tuple[int, ...]) -> None:
@@ -82,11 +153,14 @@ def _check_image(op: str, image: Tensor, channels: tuple[int, ...]) -> None:
         raise ValueError(f"{op}: image must be (B, {wanted}, H, W), got shape {tuple(image.shape)}")
 
 
-def _check_options(image: Tensor, sigma: float, low: float, high: float, mask: Tensor | None) -> None:
+def _check_options(op: str, sigma: float, low: float, high: float) -> None:
     if not (math.isfinite(sigma) and sigma >= 0):
-        raise ValueError(f"canny: sigma must be finite and at least 0, got {sigma}")
+        raise ValueError(f"{op}: sigma must be finite and at least 0, got {sigma}")
     if not low <= high:
-        raise ValueError(f"canny: low_threshold must be at most high_threshold, got {low} and {high}")
+        raise ValueError(f"{op}: low_threshold must be at most high_threshold, got {low} and {high}")
+
+
+def _check_mask(image: Tensor, mask: Tensor | None) -> None:
     if mask is None:
         return
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
@@ -106,6 +180,16 @@ def _canny_reference(
     return reference.canny(image, sigma=sigma, low_threshold=low_threshold, high_threshold=high_threshold, mask=mask)
 
 
+@torch.library.custom_op("fastinpaint::canny_pyramid_reference", mutates_args=())
+def _canny_pyramid_reference(
+    image: Tensor, sizes: list[int], sigma: float, low_threshold: float, high_threshold: float
+) -> list[Tensor]:
+    pairs = list(zip(sizes[::2], sizes[1::2], strict=True))
+    return reference.canny_pyramid(
+        image, pairs, sigma=sigma, low_threshold=low_threshold, high_threshold=high_threshold
+    )
+
+
 def _canny_fake(
     image: Tensor, sigma: float, low_threshold: float, high_threshold: float, mask: Tensor | None
 ) -> Tensor:
@@ -113,6 +197,16 @@ def _canny_fake(
     return image.new_empty((batch, 1, height, width), dtype=torch.bool)
 
 
+def _canny_pyramid_fake(
+    image: Tensor, sizes: list[int], sigma: float, low_threshold: float, high_threshold: float
+) -> list[Tensor]:
+    pairs = zip(sizes[::2], sizes[1::2], strict=True)
+    return [image.new_empty((image.shape[0], 1, height, width), dtype=torch.bool) for height, width in pairs]
+
+
 _canny_reference.register_fake(_canny_fake)
+_canny_pyramid_reference.register_fake(_canny_pyramid_fake)
 if has_native("canny"):
     torch.library.register_fake("fastinpaint::canny", _canny_fake)
+if has_native("canny_pyramid"):
+    torch.library.register_fake("fastinpaint::canny_pyramid", _canny_pyramid_fake)

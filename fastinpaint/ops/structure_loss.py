@@ -7,9 +7,8 @@ import torch
 from torch import Tensor
 
 from fastinpaint.ops import _backend, _checks
-from fastinpaint.ops.canny import canny
+from fastinpaint.ops.canny import canny_of_sizes
 from fastinpaint.reference import structure_loss as reference
-from fastinpaint.reference.nearest import nearest_resize
 
 _OP = "pyramid_structure_loss"
 _TRITON_SCALES, _TRITON_SIDE = 8, 16384  # MAX_SCALES and MAX_SIDE of fastinpaint_kernels.structure_loss
@@ -33,7 +32,7 @@ def structure_loss_terms(
     _check(image, predictions, edges, sigma)
     if edges is None:
         with torch.no_grad():
-            edges = [canny(nearest_resize(image, *p.shape[-2:]), sigma=sigma) for p in predictions]
+            edges = canny_of_sizes(image, [(p.shape[-2], p.shape[-1]) for p in predictions], sigma=sigma)
     gaps = {"triton": _triton_gap(image, predictions, edges), "native": _native_gap(image, predictions, edges)}
     chosen = _backend.select(_OP, backend, _backend.ranked(image.device, **gaps))
     if chosen == "triton":

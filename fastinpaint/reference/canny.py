@@ -5,10 +5,13 @@ compute it; a sum in double, rounded afterwards, is theirs too.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from fastinpaint.reference.nearest import nearest_resize
 
 GRAY_WEIGHTS = (0.2125, 0.7154, 0.0721)
 NEVER_ZERO = 1e-14  # stands in for a low threshold of 0, so that a flat pixel is not an edge
@@ -42,6 +45,19 @@ def canny(
     low = torch.where(low == 0, NEVER_ZERO, low).to(gray.device)
     weak = keep & erode(valid) & (magnitude >= low) & (magnitude > 0)
     return hysteresis(weak, weak & (magnitude >= high.to(gray.device)))
+
+
+def canny_pyramid(
+    image: Tensor,
+    sizes: Sequence[tuple[int, int]],
+    *,
+    sigma: float = 1.5,
+    low_threshold: float = 0.1,
+    high_threshold: float = 0.2,
+) -> list[Tensor]:
+    """``canny`` of the image resized to each (h, w), by its nearest pixels: list of (B, 1, h, w) bool."""
+    options = {"sigma": sigma, "low_threshold": low_threshold, "high_threshold": high_threshold}
+    return [canny(nearest_resize(image, *size), **options) for size in sizes]
 
 
 def pairwise_sum(values: list[float]) -> float:
