@@ -46,7 +46,7 @@ CannyPlan make_plan(const Tensor& image, int64_t height, int64_t width, double s
   plan.width = width;
   for (int64_t x = 0; x < width; ++x) plan.columns.push_back(x * plan.image_width / width);
   plan.words = (plan.width + 63) / 64;
-  plan.weights = gaussian_weights(sigma);
+  plan.weights = gaussian_weights(sigma, std::max(height, width));
   plan.radius = plan.weights.size() - 1;
   plan.pad = (plan.radius + 16 + 7) / 8 * 8;
   plan.low = low_threshold(low);

@@ -30,15 +30,17 @@ inline double pairwise_sum(const double* values, int64_t count) {
 }
 
 // (radius + 1,) by distance, as scipy.ndimage.gaussian_filter has them; it leaves the image alone when sigma
-// is at most 1e-15.
-inline std::vector<double> gaussian_weights(double sigma) {
+// is at most 1e-15. Those that would reach beyond a line of `longest` pixels from anywhere in it are left
+// out: they meet zeros alone.
+inline std::vector<double> gaussian_weights(double sigma, int64_t longest) {
   const int64_t radius = sigma > 1e-15 ? int64_t(4.0 * sigma + 0.5) : 0;
   if (radius == 0) return {1.0};
   const double scale = -0.5 / (sigma * sigma);
   std::vector<double> values;
   for (int64_t x = -radius; x <= radius; ++x) values.push_back(std::exp(scale * double(x * x)));
   const double total = pairwise_sum(values.data(), values.size());
-  std::vector<double> weights(values.begin() + radius, values.end());
+  const int64_t reach = std::min(radius, longest - 1);
+  std::vector<double> weights(values.begin() + radius, values.begin() + radius + reach + 1);
   for (double& weight : weights) weight /= total;
   return weights;
 }

@@ -101,7 +101,7 @@ std::vector<Tensor> detect(const Tensor& image, const std::vector<int64_t>& size
   for (size_t i = 0; i < targets.size(); i += kMaxScales) {
     const std::vector<CannyTarget> group(targets.begin() + i,
                                          targets.begin() + std::min(i + kMaxScales, targets.size()));
-    launch_scales(image, CannyLaunch(job, image.size(0), group, gaussian_weights(sigma)));
+    launch_scales(image, CannyLaunch(job, image.size(0), group, sigma));
   }
   return maps;
 }

@@ -73,8 +73,7 @@ struct CannyJob {
 
   double weights[kMaxTileRadius + 1];  // by distance
   // For a wider Gaussian; maps hold all scales, (pixels,).
-  double* far_weights;     // (far_radius + 1,)
-  int far_radius;          // radius, or less where no image is that large
+  double* far_weights;     // (radius + 1,)
   float *columns, *cover;  // blurred along H: image, mask
   float* smooth;
 };
@@ -539,14 +538,14 @@ struct SourceColumn {
 };
 
 template <class Pixel, bool kMasked>
-__global__ void __launch_bounds__(kThreads) blur_down(const __grid_constant__ CannyJob job) {
+__global__ void __launch_bounds__(kThreads, 2) blur_down(const __grid_constant__ CannyJob job) {
   const Tile tile(job, blockIdx.x);
   for (int i = threadIdx.x; i < kTileHeight * kTileWidth / kBlurRun; i += kThreads) {
     const int y = tile.y0 + i / kTileWidth * kBlurRun, x = tile.x0 + i % kTileWidth;
     if (y >= tile.height || x >= tile.width) continue;
     double image[kBlurRun], cover[kBlurRun];
-    blur_run(job.far_weights, job.far_radius, SourceColumn<Pixel, kMasked, false>{job, tile, y, x}, image);
-    blur_run(job.far_weights, job.far_radius, SourceColumn<Pixel, kMasked, true>{job, tile, y, x}, cover);
+    blur_run(job.far_weights, job.radius, SourceColumn<Pixel, kMasked, false>{job, tile, y, x}, image);
+    blur_run(job.far_weights, job.radius, SourceColumn<Pixel, kMasked, true>{job, tile, y, x}, cover);
     for (int k = 0; k < kBlurRun && y + k < tile.height; ++k) {
       const int64_t to = int64_t(y + k) * tile.width + x;
       tile.part_of(job, job.columns)[to] = float(image[k]);
@@ -563,17 +562,15 @@ struct MapRow {
   FASTINPAINT_HD double operator()(int i) const { return x + i >= 0 && x + i < width ? row[x + i] : 0.0f; }
 };
 
-__global__ void __launch_bounds__(kThreads) blur_across(const __grid_constant__ CannyJob job) {
+__global__ void __launch_bounds__(kThreads, 2) blur_across(const __grid_constant__ CannyJob job) {
   const Tile tile(job, blockIdx.x);
   for (int i = threadIdx.x; i < kTileHeight * kTileWidth / kBlurRun; i += kThreads) {
     const int y = tile.y0 + i / (kTileWidth / kBlurRun), x = tile.x0 + i % (kTileWidth / kBlurRun) * kBlurRun;
     if (y >= tile.height || x >= tile.width) continue;
     const int64_t row = int64_t(y) * tile.width;
     double image[kBlurRun], cover[kBlurRun];
-    blur_run(job.far_weights, job.far_radius, MapRow{tile.part_of(job, job.columns) + row, x, tile.width},
-             image);
-    blur_run(job.far_weights, job.far_radius, MapRow{tile.part_of(job, job.cover) + row, x, tile.width},
-             cover);
+    blur_run(job.far_weights, job.radius, MapRow{tile.part_of(job, job.columns) + row, x, tile.width}, image);
+    blur_run(job.far_weights, job.radius, MapRow{tile.part_of(job, job.cover) + row, x, tile.width}, cover);
     for (int k = 0; k < kBlurRun && x + k < tile.width; ++k)
       tile.part_of(job, job.smooth)[row + x + k] = float(image[k]) / (float(cover[k]) + kFloatEps);
   }

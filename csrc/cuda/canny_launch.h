@@ -24,11 +24,9 @@ struct CannyTarget {
 class CannyLaunch {
  public:
   // `job` has the image, the mask and the thresholds; targets: at most kMaxScales, none of them empty.
-  CannyLaunch(const CannyJob& job, int64_t batch, const std::vector<CannyTarget>& targets,
-              std::vector<double> weights)
-      : job_(job), weights_(std::move(weights)) {
+  CannyLaunch(const CannyJob& job, int64_t batch, const std::vector<CannyTarget>& targets, double sigma)
+      : job_(job) {
     int64_t longest = 1;
-    job_.radius = int(weights_.size()) - 1;
     job_.scale_count = int(targets.size());
     for (int i = 0; i < job_.scale_count; ++i) {
       const auto& [height, width, edges] = targets[i];
@@ -46,13 +44,10 @@ class CannyLaunch {
       has_borders_ = has_borders_ || across * down > 1;
       longest = std::max({longest, height, width});
     }
+    weights_ = gaussian_weights(sigma, longest);
+    job_.radius = int(weights_.size()) - 1;
     fits_tile_ = job_.radius <= kMaxTileRadius && tile_bytes(job_.radius) <= kSharedBytes;
-    if (fits_tile_) {
-      std::copy(weights_.begin(), weights_.end(), job_.weights);
-    } else {
-      job_.far_radius = int(std::min<int64_t>(job_.radius, longest - 1));
-      weights_.resize(job_.far_radius + 1);
-    }
+    if (fits_tile_) std::copy(weights_.begin(), weights_.end(), job_.weights);
   }
 
   int64_t blocks() const { return blocks_; }
@@ -82,9 +77,9 @@ class CannyLaunch {
     if (fits_tile_) {
       device.launch(detect_edges<Pixel, kMasked>, blocks, tile_bytes(job.radius), job);
     } else {
-      for (int i = 0; i <= job.far_radius; i += kWeightChunk) {
+      for (int i = 0; i <= job.radius; i += kWeightChunk) {
         WeightChunk chunk{};
-        const int count = std::min(kWeightChunk, job.far_radius + 1 - i);
+        const int count = std::min(kWeightChunk, job.radius + 1 - i);
         std::copy_n(weights_.begin() + i, count, chunk.values);
         device.launch(store_weights, 1, 0, job.far_weights + i, count, chunk);
       }
@@ -111,7 +106,7 @@ class CannyLaunch {
     };
     take(job.parents, blocks_ * kBorder);
     if (!fits_tile_) {
-      take(job.far_weights, job.far_radius + 1);
+      take(job.far_weights, job.radius + 1);
       for (float** map : {&job.columns, &job.cover, &job.smooth}) take(*map, pixels_);
     }
     return memory - start;

@@ -67,7 +67,7 @@ extern "C" const char* canny_on_cpu(CannyCall* call) {
     std::vector<CannyTarget> targets;
     for (int64_t i = 0; i < call->map_count; ++i)
       targets.push_back({call->sizes[2 * i], call->sizes[2 * i + 1], call->maps[i]});
-    const CannyLaunch launch(job, call->shape[0], targets, gaussian_weights(call->sigma));
+    const CannyLaunch launch(job, call->shape[0], targets, call->sigma);
     const Launcher launcher({unsigned(call->seed), int(call->resident)});
     constexpr int kCanary = 256;
     const int64_t bytes = launch.workspace_bytes();
