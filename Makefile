@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-CXX_SOURCES := $(wildcard csrc/*.cpp csrc/*.h csrc/*.inc tests/sanitize/*.cpp)
-NATIVE := $(wildcard csrc/*.cpp csrc/*.h csrc/*.inc csrc/cuda/*.cu) setup.py
+CSRC := $(wildcard $(foreach kind,cpp h inc cu cuh,csrc/*.$(kind) csrc/cuda/*.$(kind)))
+CXX_SOURCES := $(CSRC) $(wildcard tests/*/*.cpp tests/*/*.h)
+NATIVE := $(CSRC) setup.py
 
 .PHONY: demo test sanitize lint format bench clean
 .DEFAULT_GOAL := help

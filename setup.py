@@ -77,11 +77,9 @@ def missing_for_cuda() -> str | None:
     """Say what keeps the CUDA sources from being compiled here; None when nothing does."""
     import torch
 
-    if os.environ.get("FASTINPAINT_SANITIZE"):
-        return "FASTINPAINT_SANITIZE"
     wanted, home = os.environ.get("FASTINPAINT_CUDA"), cuda_home()
-    if wanted == "0":
-        return "FASTINPAINT_CUDA=0"
+    if wanted == "0" or os.environ.get("FASTINPAINT_SANITIZE"):
+        return "FASTINPAINT_CUDA=0, or a sanitizer of the CPU kernels"
     if home is None:
         return "nvcc is not on the PATH (set CUDA_HOME)"
     if wanted == "1":

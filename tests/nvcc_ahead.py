@@ -1,6 +1,6 @@
 """Compile csrc/cuda for GPUs that are not there, with setup.py's flags, and read what each kernel needs.
 
-``python -m tests.nvcc_ahead`` records the table of the installed nvcc in tests/nvcc_resources.json beside those of others.
+``python -m tests.nvcc_ahead`` records the installed nvcc's table in tests/nvcc_resources.json, beside those of others.
 """
 
 import json

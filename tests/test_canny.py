@@ -15,7 +15,9 @@ from skimage.feature import canny as skimage_canny
 
 import fastinpaint
 from fastinpaint.ops._backend import native_reason
+from fastinpaint.ops.canny import canny_of_sizes
 from fastinpaint.reference import canny as reference
+from fastinpaint.reference.nearest import nearest_resize
 from tests.canny_images import PATTERNS, pattern, spiral
 
 NATIVE_GAP = native_reason("canny", torch.zeros(1))
@@ -292,6 +294,90 @@ def test_opcheck(backend):
 def test_errors_name_what_was_wanted_and_what_came(image, options, error, message):
     with pytest.raises(error, match=message):
         fastinpaint.canny(image, **options)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("scales", [(1, 2, 4), (3,), (1, 1, 40), ()])
+def test_pyramid_is_canny_of_the_nearest_pixels(scales, channels, backend):
+    batch = _batch(channels)
+    maps = fastinpaint.canny_pyramid(batch, scales=scales, sigma=1.0, backend=backend)
+    assert len(maps) == len(scales)
+    for scale, edges in zip(scales, maps, strict=True):
+        height, width = -(-70 // scale), -(-100 // scale)
+        rows, columns = np.arange(height) * 70 // height, np.arange(width) * 100 // width
+        small = fastinpaint.canny(batch[:, :, rows[:, None], columns], sigma=1.0, backend=backend)
+        assert torch.equal(edges, small)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_pyramid_of_any_sizes_enlarges_too(backend):
+    sizes = [(70, 100), (141, 33), (1, 1), (9, 700)]
+    maps = canny_of_sizes(_batch(3), sizes, backend=backend)
+    expected = [fastinpaint.canny(nearest_resize(_batch(3), *size), backend=backend) for size in sizes]
+    assert all(torch.equal(a, b) for a, b in zip(maps, expected, strict=True))
+    assert maps[1].any()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_pyramid_of_nothing(backend):
+    assert [m.shape for m in fastinpaint.canny_pyramid(torch.zeros(0, 3, 9, 8), backend=backend)] == [
+        (0, 1, 9, 8),
+        (0, 1, 5, 4),
+        (0, 1, 3, 2),
+    ]
+    assert fastinpaint.canny_pyramid(torch.zeros(2, 1, 0, 8), backend=backend)[1].shape == (2, 1, 0, 4)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_pyramid_opcheck_and_compile(backend):
+    ops = torch.ops.fastinpaint
+    op = ops.canny_pyramid if backend == "native" else ops.canny_pyramid_reference
+    torch.library.opcheck(op.default, (_batch(3, batch=2), [70, 100, 35, 50], 1.0, 0.0, 0.2))
+
+    def function(image):
+        return torch.stack([m.sum() for m in fastinpaint.canny_pyramid(image * 2, backend=backend)])
+
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(_batch(3)), function(_batch(3)))
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"scales": (1, 0)}, ValueError, "scales must be at least 1, got 0"),
+        ({"scales": (0.5,)}, TypeError, "scales must be integers, got 0.5"),
+        ({"sigma": -1.0}, ValueError, "canny_pyramid: sigma .* got -1.0"),
+        ({"low_threshold": 0.3}, ValueError, "canny_pyramid: low_threshold must be at most"),
+        ({"backend": "triton"}, ValueError, "triton"),
+    ],
+)
+def test_pyramid_errors_name_what_was_wanted_and_what_came(options, error, message):
+    with pytest.raises(error, match=message):
+        fastinpaint.canny_pyramid(torch.zeros(1, 1, 8, 8), **options)
+    with pytest.raises(ValueError, match=r"canny_pyramid: image must be \(B, 1 or 3, H, W\)"):
+        fastinpaint.canny_pyramid(torch.zeros(8, 8))
+
+
+@pytest.mark.skipif(NATIVE_GAP is not None, reason=str(NATIVE_GAP))
+@pytest.mark.parametrize(
+    ("shape", "sizes", "message"),
+    [
+        ((1, 1, 8, 8), [8, 8, 4], "a height and a width for each map, got 3 numbers"),
+        ((1, 1, 8, 8), [8, -1], "must not be negative, got 8, -1"),
+        ((1, 1, 0, 8), [2, 2], r"shape \(1, 1, 0, 8\) has no pixel to make 2 x 2 of"),
+    ],
+)
+def test_pyramid_operator_checks_its_sizes(shape, sizes, message):
+    with pytest.raises(RuntimeError, match=message):
+        torch.ops.fastinpaint.canny_pyramid(torch.zeros(shape), sizes, 1.5, 0.1, 0.2)
+
+
+@pytest.mark.skipif(NATIVE_GAP is not None, reason=str(NATIVE_GAP))
+def test_gaussians_far_wider_than_the_image():
+    image = pattern("blocks", 30, 40)
+    assert _assert_same(image, "native", sigma=300.0, low_threshold=1e-6, high_threshold=1e-5).any()
+    assert _ours(image, "native", sigma=9e5, low_threshold=1e-12, high_threshold=1e-9).shape == image.shape
 
 
 def test_low_above_high_is_an_error_in_scikit_image_too():

@@ -56,8 +56,8 @@ def canny_pyramid(
     high_threshold: float = 0.2,
 ) -> list[Tensor]:
     """``canny`` of the image resized to each (h, w), by its nearest pixels: list of (B, 1, h, w) bool."""
-    options = {"sigma": sigma, "low_threshold": low_threshold, "high_threshold": high_threshold}
-    return [canny(nearest_resize(image, *size), **options) for size in sizes]
+    resized = (nearest_resize(image, *size) for size in sizes)
+    return [canny(i, sigma=sigma, low_threshold=low_threshold, high_threshold=high_threshold) for i in resized]
 
 
 def pairwise_sum(values: list[float]) -> float:
