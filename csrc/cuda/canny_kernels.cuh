@@ -160,26 +160,42 @@ FASTINPAINT_HD float read_cover(const CannyJob& job, const Tile& tile, int y, in
 
 // ---- Components -------------------------------------------------------------------------------------------
 
+// Parents in a block's memory. They are read by an atomic operation, too: a race detector takes nothing else.
+struct TileParents {
+  int* at;
+
+  __device__ int load(int node) const { return atomicOr(at + node, 0); }
+};
+
+// Parents in global memory. Reads of a popular root must not queue up as atomic operations do.
+struct NodeParents {
+  int* at;
+
+  __device__ int load(int node) const { return load_relaxed(at + node); }
+};
+
 // The root of a node (kStrong is its own); shortens the path for those who come after.
-__device__ inline int find_root(int* parents, int node) {
+template <class Parents>
+__device__ inline int find_root(Parents parents, int node) {
   if (node < 0) return node;
-  int parent = load_shared_value(parents + node);
+  int parent = parents.load(node);
   while (parent >= 0 && parent != node) {
-    const int next = load_shared_value(parents + parent);
-    if (next != parent) atomicMin(parents + node, next);
+    const int next = parents.load(parent);
+    if (next != parent) atomicMin(parents.at + node, next);
     node = parent;
     parent = next;
   }
   return parent;
 }
 
-__device__ inline void unite(int* parents, int a, int b) {
+template <class Parents>
+__device__ inline void unite(Parents parents, int a, int b) {
   for (;;) {
     a = find_root(parents, a);
     b = find_root(parents, b);
     if (a == b) return;
     const int child = a > b ? a : b, root = a > b ? b : a;
-    const int before = atomicMin(parents + child, root);
+    const int before = atomicMin(parents.at + child, root);
     if (before == child) return;
     a = before;  // someone else gave the child a parent meanwhile: that one belongs to the root, too
     b = root;
@@ -393,8 +409,8 @@ __device__ inline void label_tile(const CannyJob& job, const Tile& tile, const T
         unsigned(left >> x & 1) | unsigned(straight >> x & 1) << 1 | unsigned(right >> x & 1) << 2;
     FASTINPAINT_UNROLL(1)
     for (int side = 0; side < 3; ++side)
-      if (contacts >> side & 1) unite(m.parents, pixel, pixel - kTileWidth + side - 1);
-    if (m.strong[threadIdx.x] >> k & 1) unite(m.parents, pixel, kStrong);
+      if (contacts >> side & 1) unite(TileParents{m.parents}, pixel, pixel - kTileWidth + side - 1);
+    if (m.strong[threadIdx.x] >> k & 1) unite(TileParents{m.parents}, pixel, kStrong);
   }
   __syncthreads();
 
@@ -402,7 +418,8 @@ __device__ inline void label_tile(const CannyJob& job, const Tile& tile, const T
   int border = -1, border_root = kStrong;
   if (int(threadIdx.x) < kBorder) {
     border = border_pixel(threadIdx.x);
-    if (m.weak[border / kPixels] >> border % kPixels & 1) border_root = find_root(m.parents, border);
+    if (m.weak[border / kPixels] >> border % kPixels & 1)
+      border_root = find_root(TileParents{m.parents}, border);
     if (border_root != kStrong) atomicMin(m.nodes + border_root, int(threadIdx.x));
   }
   __syncthreads();
@@ -415,7 +432,7 @@ __device__ inline void label_tile(const CannyJob& job, const Tile& tile, const T
   if (own != 0)
     for (int k = 0; k < kPixels; ++k)
       if (own >> k & 1) {
-        const int root = find_root(m.parents, first + k);
+        const int root = find_root(TileParents{m.parents}, first + k);
         const int node = root == kStrong ? kClosed : m.nodes[root];
         const int label = root == kStrong ? 1 : node == kClosed ? 0 : kFirstOpen + node;
         labels |= uint64_t(label) << (8 * k);
@@ -491,7 +508,7 @@ __global__ void __launch_bounds__(kThreads) join_tiles(const __grid_constant__ C
     const int at_y = next_y + side * step_y, at_x = next_x + side * step_x;
     const int other = label_at(at_y, at_x);
     if (other != 0 && (label != 1 || other != 1))
-      unite(tile.parents(job), node_of(label, y, x), node_of(other, at_y, at_x));
+      unite(NodeParents{tile.parents(job)}, node_of(label, y, x), node_of(other, at_y, at_x));
   }
 }
 
@@ -512,7 +529,8 @@ __global__ void __launch_bounds__(kThreads) resolve_edges(const __grid_constant_
   for (int k = 0; k < count; ++k) {
     const int label = int(labels >> (8 * k) & 0xff);
     const int node = tile.number * kBorder + label - kFirstOpen;
-    const bool is_edge = label < kFirstOpen ? label != 0 : find_root(tile.parents(job), node) == kStrong;
+    const bool is_edge =
+        label < kFirstOpen ? label != 0 : find_root(NodeParents{tile.parents(job)}, node) == kStrong;
     edges |= uint64_t(is_edge) << (8 * k);
   }
   write_labels(place, edges, count);

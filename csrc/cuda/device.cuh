@@ -9,8 +9,8 @@ __device__ __forceinline__ unsigned char* block_memory() {
   return memory;
 }
 
-// A value that other threads may be lowering by atomicMin at this moment.
-__device__ __forceinline__ int load_shared_value(const int* place) {
+// A value in global memory that other threads may be changing by atomic operations at this moment.
+__device__ __forceinline__ int load_relaxed(const int* place) {
   return *static_cast<const volatile int*>(place);
 }
 

@@ -59,13 +59,18 @@ inline int atomicMin(int* place, int value) {
   return before;
 }
 
+inline int atomicOr(int* place, int value) {
+  cuda_on_cpu::give_way();
+  return __atomic_fetch_or(place, value, __ATOMIC_RELAXED);
+}
+
 namespace fastinpaint {
 
 inline unsigned char* block_memory() {
   return cuda_on_cpu::here().memory;
 }
 
-inline int load_shared_value(const int* place) {
+inline int load_relaxed(const int* place) {
   cuda_on_cpu::give_way();
   return __atomic_load_n(place, __ATOMIC_RELAXED);
 }
