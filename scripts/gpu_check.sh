@@ -5,8 +5,9 @@
 #
 #   scripts/gpu_check.sh [FOLDER]      results go to FOLDER, ./gpu-results by default; PYTHON names the interpreter
 #
-# Ends within 8 minutes. FOLDER: summary.md, build.txt, tests.txt, and for each benchmark a table (.md), samples (.json),
-# a plot (.png) and the profiler's numbers (.txt). The exit status is 0 when the tests passed and the
+# Ends within 8 minutes. FOLDER: summary.md, build.txt, tests.txt, what compute-sanitizer says of the CUDA Canny
+# (memcheck.txt, racecheck.txt), and for each benchmark a table (.md), samples (.json), a plot (.png) and the profiler's
+# numbers (.txt). The exit status is 0 when the tests passed and the
 # benchmarks, which check every result first, ran through.
 set -uo pipefail
 
@@ -52,6 +53,25 @@ step build 100 "$python" setup.py build_ext --inplace
 mapfile -t files < <(grep -lr --include='test_*.py' 'mark.gpu' tests)
 step tests 180 "$python" -m pytest -m gpu -p no:cacheprovider "${files[@]}"
 tests=$?
+canny='
+import torch, fastinpaint as fi
+for shape, sigma in (((2, 1, 130, 200), 1.5), ((1, 3, 70, 100), 6.0)):
+    image, mask = torch.rand(shape), torch.rand(shape[0], 1, *shape[2:]) > 0.02
+    fi.canny(image.cuda(), sigma=sigma, mask=mask.cuda(), backend="native")
+    fi.canny_pyramid(image.half().cuda(), sigma=sigma, backend="native")
+torch.cuda.synchronize()
+'
+sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda/bin/compute-sanitizer 2>/dev/null)
+for tool in memcheck racecheck; do
+    if [ -z "$sanitizer" ]; then
+        echo "- $tool: not done, compute-sanitizer is missing" >>"$out/summary.md"
+        continue
+    fi
+    # Without torch's cache every allocation stands by itself, so that a step over its end is seen.
+    PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
+        step "$tool" 30 "$sanitizer" --tool "$tool" --error-exitcode 9 "$python" -c "$canny"
+    [ $? -ne 9 ] || tests=9
+done
 benchmarks=0
 for name in structure_loss pooled_attention patch_attention canny generator; do
     step "bench_$name" 60 "$python" -m benchmarks "$name" --device cuda --budget 0.2 --out "$out" || benchmarks=1
