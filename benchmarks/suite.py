@@ -216,7 +216,8 @@ def _error_of(call: Run, wanted: list[Tensor], tolerance: float | None, name: st
     except Exception as error:
         return error
     for ours, truth in zip(found, wanted, strict=True) if tolerance is not None else ():
-        distance = ((ours.double() - truth.double()).norm() / truth.double().norm().clamp_min(1e-30)).item()
+        exact = truth.to(ours.device, torch.float64)
+        distance = ((ours.double() - exact).norm() / exact.norm().clamp_min(1e-30)).item()
         if not distance <= tolerance:
             return WrongResult(f"{name} is off by {distance:.1e}, relative; {tolerance:.1e} is allowed")
     return None
