@@ -135,6 +135,9 @@ def test_masked_pixels_do_not_matter_even_if_not_finite(backend):
 def test_thresholds(low, high, backend):
     for kind in ("noise", "levels", "flat", "pixel"):
         _assert_same(pattern(kind, 50, 70), backend, sigma=1.0, low_threshold=low, high_threshold=high)
+    step = 4 - 2.0**-21  # the gradient of a step of 1 / (1 + 2^-23): both thresholds are inclusive
+    inclusive = {"sigma": 0.0, "low_threshold": step, "high_threshold": step}
+    assert _assert_same(pattern("step", 50, 70), backend, **inclusive).any()
     faint = pattern("noise", 50, 70) * np.float32(2e-15)  # about the 1e-14 that stands in for a low threshold of 0
     _assert_same(faint, backend, sigma=0.5, low_threshold=low, high_threshold=high)
 

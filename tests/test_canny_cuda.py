@@ -139,6 +139,9 @@ def test_masked_pixels_do_not_matter_even_if_not_finite(device):
 def test_thresholds(low, high, device):
     for kind in ("noise", "levels", "flat", "pixel"):
         _assert_same(device, _image(kind, 50, 70), sigma=1.0, low_threshold=low, high_threshold=high)
+    step = 4 - 2.0**-21  # the gradient of a step of 1 / (1 + 2^-23): both thresholds are inclusive
+    inclusive = {"sigma": 0.0, "low_threshold": step, "high_threshold": step}
+    assert _assert_same(device, _image("step", 50, 70), **inclusive).any()
     faint = _image("noise", 50, 70) * 2e-15  # about the 1e-14 that stands in for a low threshold of 0
     _assert_same(device, faint, sigma=0.5, low_threshold=low, high_threshold=high)
 

@@ -245,10 +245,21 @@ struct Line {
   FASTINPAINT_HD double operator()(int i) const { return middle[i * step]; }
 };
 
-// The part of the Gaussian inside the image, for each pixel of the smooth image: it depends on the distance
-// to the borders alone, and on that to the top and bottom only where the Gaussian ends before the others.
-__device__ inline void fill_cover(const CannyJob& job, const Tile& tile, const TileMemory& m) {
-  const int radius = m.radius;
+// The part of the Gaussian inside the image, for each pixel of the smooth image. Without a mask it depends on
+// the distance to the borders alone: the columns [left, right), far enough from the left and right border,
+// have one value for each row.
+struct Cover {
+  int left, right;
+  const float* inner;    // (kSmoothHeight,): of those columns
+  const float* covered;  // (kSmoothHeight, kSmoothStride): of the others
+
+  FASTINPAINT_HD float at(int row, int column) const {
+    return column >= left && column < right ? inner[row] : covered[row * kSmoothStride + column];
+  }
+};
+
+__device__ inline Cover fill_cover(const CannyJob& job, const Tile& tile, const TileMemory& m) {
+  const int radius = m.radius, first = tile.x0 - 2;
   float *down = m.row_cover, *inner = m.row_cover + kSmoothHeight;
   if (int(threadIdx.x) < kSmoothHeight) {
     const int row = threadIdx.x;
@@ -256,26 +267,25 @@ __device__ inline void fill_cover(const CannyJob& job, const Tile& tile, const T
     inner[row] = blurred(job.weights, radius, down[row], radius, 2 * radius + 1) + kFloatEps;
   }
   __syncthreads();
-  for (int i = threadIdx.x; i < kSmoothHeight * kSmoothWidth; i += kThreads) {
-    const int row = i % kSmoothHeight, column = i / kSmoothHeight, x = tile.x0 - 2 + column;
-    const bool is_inner = x >= radius && x + radius < tile.width;
+  const int left = clamp(radius - first, kSmoothWidth + 1),
+            end = clamp(tile.width - radius - first, kSmoothWidth + 1), right = end > left ? end : left;
+  for (int i = threadIdx.x; i < kSmoothHeight * (left + kSmoothWidth - right); i += kThreads) {
+    const int row = i % kSmoothHeight, outer = i / kSmoothHeight,
+              column = outer < left ? outer : outer - left + right;
     m.covered[row * kSmoothStride + column] =
-        is_inner ? inner[row] : blurred(job.weights, radius, down[row], x, tile.width) + kFloatEps;
+        blurred(job.weights, radius, down[row], first + column, tile.width) + kFloatEps;
   }
+  return {left, right, inner, m.covered};
 }
 
-// The source image of a tile, or its mask.
-template <class Pixel, bool kMasked>
-__device__ inline void read_tile(const CannyJob& job, const Tile& tile, const TileMemory& m, bool cover) {
+// Fills source with the values of the image around a tile.
+template <class ValueAt>
+__device__ inline void read_tile(const Tile& tile, const TileMemory& m, const ValueAt& value_at) {
   const int reach = m.radius + 2;
   for (int column = threadIdx.x % 32; column < m.source_width; column += 32) {
-    const int x = tile.x0 - reach + column;
     FASTINPAINT_UNROLL(4)
-    for (int row = threadIdx.x / 32; row < m.source_height; row += kThreads / 32) {
-      const int y = tile.y0 - reach + row;
-      m.source[row * m.stride + column] =
-          cover ? read_cover<kMasked>(job, tile, y, x) : read_gray<Pixel, kMasked>(job, tile, y, x);
-    }
+    for (int row = threadIdx.x / 32; row < m.source_height; row += kThreads / 32)
+      m.source[row * m.stride + column] = value_at(tile.y0 - reach + row, tile.x0 - reach + column);
   }
 }
 
@@ -289,18 +299,39 @@ __device__ inline void blur_tile_down(const CannyJob& job, const TileMemory& m) 
   }
 }
 
-// Blurs column along W: into covered, or into smooth, divided by covered.
-__device__ inline void blur_tile_across(const CannyJob& job, const TileMemory& m, bool cover) {
+// Blurs column along W and hands each value to `take`, with its row and column in the smooth image.
+template <class Take>
+__device__ inline void blur_tile_across(const CannyJob& job, const TileMemory& m, const Take& take) {
   for (int i = threadIdx.x; i < kSmoothHeight * kSmoothWidth / kBlurRun; i += kThreads) {
-    const int row = i % kSmoothHeight, x = i / kSmoothHeight * kBlurRun, to = row * kSmoothStride + x;
+    const int row = i % kSmoothHeight, column = i / kSmoothHeight * kBlurRun;
     double sum[kBlurRun];
-    blur_run(job.weights, m.radius, Line{m.column + row * m.stride + x + m.radius, 1}, sum);
-    for (int k = 0; k < kBlurRun; ++k)
-      if (cover)
-        m.covered[to + k] = float(sum[k]) + kFloatEps;
-      else
-        m.smooth[to + k] = float(sum[k]) / m.covered[to + k];
+    blur_run(job.weights, m.radius, Line{m.column + row * m.stride + column + m.radius, 1}, sum);
+    for (int k = 0; k < kBlurRun; ++k) take(row, column + k, float(sum[k]));
   }
+}
+
+// The smooth image of a tile, into m.smooth.
+template <class Pixel, bool kMasked>
+__device__ inline void smooth_tile(const CannyJob& job, const Tile& tile, const TileMemory& m) {
+  Cover cover{0, 0, nullptr, m.covered};
+  if (kMasked) {
+    read_tile(tile, m, [&](int y, int x) { return read_cover<kMasked>(job, tile, y, x); });
+    __syncthreads();
+    blur_tile_down(job, m);
+    __syncthreads();
+    blur_tile_across(job, m, [&](int row, int column, float value) {
+      m.covered[row * kSmoothStride + column] = value + kFloatEps;
+    });
+  } else {
+    cover = fill_cover(job, tile, m);
+  }
+  read_tile(tile, m, [&](int y, int x) { return read_gray<Pixel, kMasked>(job, tile, y, x); });
+  __syncthreads();
+  blur_tile_down(job, m);
+  __syncthreads();
+  blur_tile_across(job, m, [&](int row, int column, float value) {
+    m.smooth[row * kSmoothStride + column] = value / cover.at(row, column);
+  });
 }
 
 // ---- Edges of a tile --------------------------------------------------------------------------------------
@@ -340,6 +371,10 @@ FASTINPAINT_HD int border_pixel(int i) {
 // Bits of a tile's row: pixel x is bit x. Memory is little-endian.
 FASTINPAINT_HD uint64_t bits_of_row(const unsigned char* bits, int row) {
   return reinterpret_cast<const uint64_t*>(bits)[row];
+}
+
+__device__ inline unsigned without_highest(unsigned bits) {
+  return bits & ~(1u << highest_bit(bits));
 }
 
 // Weak and strong local maxima of the tile, as bits; destroys smooth.
@@ -390,12 +425,12 @@ __device__ inline void label_tile(const CannyJob& job, const Tile& tile, const T
   const int first = threadIdx.x * kPixels;
   const uint64_t weak = bits_of_row(m.weak, row), above = row > 0 ? bits_of_row(m.weak, row - 1) : 0;
   const unsigned own = m.weak[threadIdx.x];
-  for (int k = 0; k < kPixels; ++k)
-    if (own >> k & 1) {
-      const uint64_t gaps = ~weak & ((uint64_t(1) << (column + k)) - 1);
-      m.parents[first + k] = row * kTileWidth + (gaps == 0 ? 0 : highest_bit(gaps) + 1);
-      m.nodes[first + k] = kClosed;
-    }
+  for (unsigned rest = own; rest != 0; rest = without_highest(rest)) {
+    const int k = highest_bit(rest);
+    const uint64_t gaps = ~weak & ((uint64_t(1) << (column + k)) - 1);
+    m.parents[first + k] = row * kTileWidth + (gaps == 0 ? 0 : highest_bit(gaps) + 1);
+    m.nodes[first + k] = kClosed;
+  }
   __syncthreads();
 
   // Once for every contact of two runs: where it starts, or where only corners touch.
@@ -403,8 +438,8 @@ __device__ inline void label_tile(const CannyJob& job, const Tile& tile, const T
   const uint64_t straight = both & ~(both << 1), left = weak & ~above & above << 1 & ~(weak << 1),
                  right = weak & ~above & above >> 1 & ~(weak >> 1);
   FASTINPAINT_UNROLL(1)
-  for (int k = 0; k < kPixels; ++k) {
-    const int pixel = first + k, x = column + k;
+  for (unsigned rest = own; rest != 0; rest = without_highest(rest)) {
+    const int k = highest_bit(rest), pixel = first + k, x = column + k;
     const unsigned contacts =
         unsigned(left >> x & 1) | unsigned(straight >> x & 1) << 1 | unsigned(right >> x & 1) << 2;
     FASTINPAINT_UNROLL(1)
@@ -429,14 +464,12 @@ __device__ inline void label_tile(const CannyJob& job, const Tile& tile, const T
     tile.parents(job)[node] = node;
   }
   uint64_t labels = 0;
-  if (own != 0)
-    for (int k = 0; k < kPixels; ++k)
-      if (own >> k & 1) {
-        const int root = find_root(TileParents{m.parents}, first + k);
-        const int node = root == kStrong ? kClosed : m.nodes[root];
-        const int label = root == kStrong ? 1 : node == kClosed ? 0 : kFirstOpen + node;
-        labels |= uint64_t(label) << (8 * k);
-      }
+  for (unsigned rest = own; rest != 0; rest = without_highest(rest)) {
+    const int k = highest_bit(rest), root = find_root(TileParents{m.parents}, first + k);
+    const int node = root == kStrong ? kClosed : m.nodes[root];
+    const int label = root == kStrong ? 1 : node == kClosed ? 0 : kFirstOpen + node;
+    labels |= uint64_t(label) << (8 * k);
+  }
   const int y = tile.y0 + row, x = tile.x0 + column;
   if (y < tile.height && x < tile.width)
     write_labels(tile.labels(job) + int64_t(y) * tile.width + x, labels, tile.width - x);
@@ -449,16 +482,7 @@ __global__ void __launch_bounds__(kThreads, kMasked ? 3 : 4)
     detect_edges(const __grid_constant__ CannyJob job) {
   const Tile tile(job, blockIdx.x);
   const TileMemory m(block_memory(), job.radius);
-  if (!kMasked) fill_cover(job, tile, m);
-  FASTINPAINT_UNROLL(1)
-  for (int pass = kMasked ? 0 : 1; pass < 2; ++pass) {
-    const bool cover = pass == 0;
-    read_tile<Pixel, kMasked>(job, tile, m, cover);
-    __syncthreads();
-    blur_tile_down(job, m);
-    __syncthreads();
-    blur_tile_across(job, m, cover);
-  }
+  smooth_tile<Pixel, kMasked>(job, tile, m);
   __syncthreads();
   thin_tile(job, tile, m);
   __syncthreads();
