@@ -48,7 +48,8 @@ step() {  # step NAME SECONDS COMMAND...: run it, keep what it prints in NAME.tx
 } >"$out/summary.md"
 
 # The extension serves other backends; without it the Triton kernels are still checked.
-step build 100 "$python" setup.py build_ext --inplace
+step build 100 "$python" setup.py build_ext --inplace ||
+    FASTINPAINT_CUDA=0 step build_without_cuda 60 "$python" setup.py build_ext --inplace
 # Only files with GPU tests: others may want packages that such a machine lacks.
 mapfile -t files < <(grep -lr --include='test_*.py' 'mark.gpu' tests)
 step tests 180 "$python" -m pytest -m gpu -p no:cacheprovider "${files[@]}"
