@@ -27,6 +27,8 @@ class StreamLauncher {
   template <class... Parameters, class... Arguments>
   void launch(void (*kernel)(Parameters...), unsigned blocks, int shared_bytes,
               const Arguments&... arguments) const {
+    if (shared_bytes > 48 * 1024)  // more has to be asked for
+      STD_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes));
     kernel<<<blocks, kThreads, shared_bytes, stream_>>>(arguments...);
     STD_CUDA_KERNEL_LAUNCH_CHECK();
   }

@@ -47,7 +47,7 @@ constexpr int kFirstOpen = 2;
 static_assert(kFirstOpen + kBorder <= 256);
 
 constexpr int kMaxScales = 8;
-constexpr int kMaxTileRadius = 24;  // bound for weights that travel with the launch
+constexpr int kMaxTileRadius = 40;  // of a Gaussian whose weights travel with the launch
 constexpr int kWeightChunk = 448;   // weights of one launch of store_weights: parameters end at 4 KiB
 
 // One edge map of every image of the batch.
@@ -477,6 +477,7 @@ __device__ inline void label_tile(const CannyJob& job, const Tile& tile, const T
 
 // ---- Kernels: a block for each tile -----------------------------------------------------------------------
 
+// The second bound of each kernel: blocks on a multiprocessor, as many as registers allow without spills.
 template <class Pixel, bool kMasked>
 __global__ void __launch_bounds__(kThreads, kMasked ? 3 : 4)
     detect_edges(const __grid_constant__ CannyJob job) {

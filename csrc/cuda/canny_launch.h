@@ -12,8 +12,8 @@
 namespace fastinpaint {
 
 constexpr int kMaxSide = 65535;             // of an image, in pixels
-constexpr int kSharedBytes = 48 * 1024;     // of a block, without asking for more
 constexpr int64_t kMaxBlocks = 0x7fffffff;  // of a launch
+constexpr int kSharedBytes = 99 * 1024;     // of a block that asks for them, from compute capability 8.0 on
 
 // An edge map of every image of a batch, and where it goes.
 struct CannyTarget {
