@@ -74,7 +74,7 @@ for tool in memcheck racecheck; do
     [ $? -ne 9 ] || tests=9
 done
 benchmarks=0
-for name in structure_loss pooled_attention patch_attention canny generator; do
+for name in structure_loss pooled_attention patch_attention canny canny_pyramid generator; do
     step "bench_$name" 60 "$python" -m benchmarks "$name" --device cuda --budget 0.2 --out "$out" || benchmarks=1
 done
 cat "$out/summary.md"
