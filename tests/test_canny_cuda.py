@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from skimage import data
 
 import fastinpaint as fi
 from fastinpaint.ops._backend import native_reason
@@ -86,6 +87,14 @@ def _assert_same(device, image, mask=None, seed=0, resident=2, **options):
 def test_patterns(kind, device):
     for sigma in (0.0, 0.1, 0.5, 1.5, 2.3):
         _assert_same(device, _image(kind, 61, 83), sigma=sigma)
+
+
+@needs_native
+@pytest.mark.parametrize("name", ["astronaut", "coffee", "chelsea", "rocket"])
+def test_photographs(name, device):
+    image = torch.from_numpy(getattr(data, name)()[60:190, 100:300].transpose(2, 0, 1)[None] / np.float32(255))
+    for sigma in (0.5, 1.5, 3.0):
+        assert _assert_same(device, image, sigma=sigma, seed=1).any()
 
 
 @needs_native
