@@ -2,8 +2,9 @@
 
 Environment:
     FASTINPAINT_NO_EXT=1   install without the extension.
-    FASTINPAINT_CUDA=1     compile csrc/cuda even where torch is not a CUDA build; =0 leaves it out.
-    TORCH_CUDA_ARCH_LIST   compute capabilities to compile for; those of the GPUs there are, or 8.0;9.0.
+    FASTINPAINT_CUDA=1     compile csrc/cuda even where torch is not a CUDA build (to see that it compiles: the result
+                           loads into CUDA builds alone); =0 leaves it out.
+    TORCH_CUDA_ARCH_LIST   compute capabilities to compile for; those of the GPUs there are, or 8.0;9.0+PTX.
     FASTINPAINT_SANITIZE   address (undefined behaviour too) or thread: compile the CPU kernels with that sanitizer of
                            GCC, into build/sanitize/address or thread, never in place. `make sanitize` needs both.
     CXX, MAX_JOBS          the compiler, and how many of it run at a time.
@@ -104,7 +105,7 @@ def cuda_options() -> dict[str, list[str]]:
 
     cpp_extension.CUDA_HOME = str(cuda_home())  # torch itself looks for it only where it is a CUDA build
     if not torch.cuda.is_available():
-        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "8.0;9.0")
+        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "8.0;9.0+PTX")
     folders = [folder for folder in (cuda_home() / "lib64", cuda_home() / "lib") if folder.is_dir()]
     static = any((folder / "libcudart_static.a").is_file() for folder in folders)
     return {
