@@ -2,6 +2,7 @@
 #include "canny.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 #include <optional>
 
@@ -169,17 +170,22 @@ class EdgeDetector {
 using Detectors = std::vector<EdgeDetector>;
 
 // Calls function(detector, i) for every i below count(detector), in one parallel region over all detectors.
+// Threads take what comes next, for the tasks of a large map take longer than those of a small one.
 template <class Count, class Function>
 void for_each(Detectors& detectors, const Count& count, const Function& function) {
   int64_t total = 0;
   for (const EdgeDetector& detector : detectors) total += count(detector);
-  torch::stable::parallel_for(0, total, 1, [&](int64_t begin, int64_t end) {
-    for (EdgeDetector& detector : detectors) {
-      const int64_t own = count(detector);
-      for (int64_t i = std::max<int64_t>(begin, 0); i < std::min(end, own); ++i) function(detector, i);
-      begin -= own;
-      end -= own;
-    }
+  std::atomic<int64_t> next = 0;
+  const int64_t threads = std::min<int64_t>(total, torch::stable::get_num_threads());
+  torch::stable::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
+    for (int64_t task; (task = next++) < total;)
+      for (EdgeDetector& detector : detectors) {
+        if (task < count(detector)) {
+          function(detector, task);
+          break;
+        }
+        task -= count(detector);
+      }
   });
 }
 
