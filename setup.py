@@ -43,7 +43,7 @@ SANITIZE_FLAGS = [  # after CXX_FLAGS
     "-D_GLIBCXX_ASSERTIONS",  # std::vector checks its indices
     "-DFASTINPAINT_SANITIZE",  # csrc/kept_memory.h
 ]
-NVCC_FLAGS = ["-O3", "-std=c++17", "-fmad=false", "-Xcompiler=-fvisibility=hidden"]
+NVCC_FLAGS = ["-O3", "-std=c++17", "-fmad=false", "-Xcompiler=-fvisibility=hidden,-ffp-contract=off"]
 
 
 def missing_for_extension() -> str | None:

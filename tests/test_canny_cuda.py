@@ -1,4 +1,4 @@
-"""The CUDA kernels of Canny: compiled for GPUs, run thread by thread on the CPU, and (marked gpu) on a GPU."""
+"""The CUDA kernels of Canny without a GPU: compiled for those there are, and run thread by thread on the CPU."""
 
 import ctypes
 import json
