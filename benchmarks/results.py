@@ -134,7 +134,8 @@ def _circumstances(facts: dict[str, Any]) -> list[str]:
     versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
     return [
         f"- Floor: the least bytes at the speed of a copy ({rates['bytes_per_second'] / 1e9:,.1f} GB/s) or the least "
-        f"operations at that of matrix products ({products}), whichever takes longer; both measured in this process.",
+        f"operations at that of matrix products ({products}), whichever takes longer; both measured in this process. "
+        "What keeps the units busier than a matrix product does can pass it.",
         f"- Measured {facts['time']} at commit {facts['commit']} on {facts['gpu'] or facts['cpu']}, "
         f"{facts['threads']} threads, load {facts['load']}; Python {facts['python']}, {versions}.",
     ]
