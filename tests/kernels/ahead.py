@@ -77,6 +77,27 @@ def _structure_loss() -> Iterator[tuple[str, Callable[[], object]]]:
         yield name, run
 
 
+def _sobel_edges() -> Iterator[tuple[str, Callable[[], object]]]:
+    from fastinpaint_kernels import sobel_edges as kernels
+
+    for dtype in (torch.float32, torch.bfloat16):
+        for name, layout in (("", torch.contiguous_format), (" channels-last", torch.channels_last)):
+            image = torch.empty(2, 3, 64, 64, dtype=dtype).to(memory_format=layout)
+
+            def run(image=image):
+                kernels.sobel_edges_backward(kernels.sobel_edges_forward(image))
+
+            yield f"{str(dtype).removeprefix('torch.')}{name}", run
+
+
+def _edge_priority() -> Iterator[tuple[str, Callable[[], object]]]:
+    from fastinpaint_kernels import edge_priority as kernels
+
+    for dtype in (torch.bool, torch.float32, torch.bfloat16):
+        edges = torch.empty(2, 1, 64, 64, dtype=dtype)
+        yield str(dtype).removeprefix("torch."), lambda edges=edges: kernels.edge_priority(edges, 5, 1.0, 2)
+
+
 def _pooled_attention() -> Iterator[tuple[str, Callable[[], object]]]:
     from fastinpaint_kernels import pooled_attention as kernels
 
@@ -113,6 +134,8 @@ def _patch_attention() -> Iterator[tuple[str, Callable[[], object]]]:
 
 CASES = {
     "structure_loss": _structure_loss,
+    "sobel_edges": _sobel_edges,
+    "edge_priority": _edge_priority,
     "pooled_attention": _pooled_attention,
     "patch_attention": _patch_attention,
 }
