@@ -9,7 +9,7 @@ from fastinpaint.ops import _backend, _checks
 from fastinpaint.reference import edge_priority as reference
 
 _OP = "edge_priority"
-_TRITON_REACH, _TRITON_PIXELS = 24, 2**31  # MAX_REACH of fastinpaint_kernels.edge_priority; of one map
+_TRITON_REACH, _TRITON_PIXELS = 12, 2**31  # MAX_REACH of fastinpaint_kernels.edge_priority; of one map
 _NATIVE_REACH = 64  # pixels; kMaxBlurRadius of the extension
 
 
@@ -31,7 +31,7 @@ def edge_priority(
         kernel_size: Side of the kernel in pixels, odd.
         sigma: Standard deviation in pixels, above 0.
         iterations: Number of blurs, at least 0.
-        backend: ``"auto"``, ``"triton"`` (GPU; blurs that together reach 24 pixels or less, any dtype but float64),
+        backend: ``"auto"``, ``"triton"`` (GPU; blurs that together reach 12 pixels or less, any dtype but float64),
             ``"native"`` (CPU; 64 pixels or less) or ``"reference"``.
 
     Returns:

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from fastinpaint_kernels._launch import on_device_of
 
-SIDE = 64  # of the square that one block holds
-MAX_REACH = 24  # pixels that all blurs together reach; what is left of the square is the block's result
+SIDE = 32  # of the square that one block holds; 64 spill
+MAX_REACH = 12  # pixels that all blurs together reach; what is left of the square is the result of the block
 
 
 @triton.jit
@@ -90,6 +90,6 @@ def edge_priority(edges: Tensor, kernel_size: int, sigma: float, iterations: int
     with on_device_of(edges):
         _blur_kernel[(blocks,)](
             edges.view(torch.uint8) if boolean else edges, blurred, height, width, radius, iterations,
-            falloff, 1 / math.fsum(weights), SIDE=SIDE, num_warps=8,
+            falloff, 1 / math.fsum(weights), SIDE=SIDE, num_warps=4,
         )  # fmt: skip
     return blurred

@@ -23,10 +23,11 @@ def test_equals_the_reference(shape, dtype):
 
 
 @pytest.mark.parametrize(
-    ("kernel_size", "sigma", "iterations"), [(1, 1.0, 3), (5, 1.0, 0), (3, 0.4, 1), (7, 2.5, 3), (49, 9.0, 1), (3, 1e-200, 2)]
+    ("kernel_size", "sigma", "iterations"),
+    [(1, 1.0, 3), (5, 1.0, 0), (3, 0.4, 1), (7, 2.5, 3), (25, 6.0, 1), (3, 1e-200, 2)],
 )
 def test_options(kernel_size, sigma, iterations):
-    edges = torch.rand(1, 1, 37, 70)
+    edges = torch.rand(1, 1, 23, 40)
     options = {"kernel_size": kernel_size, "sigma": sigma, "iterations": iterations}
     expected = reference.edge_priority(edges.double(), **options)
     assert relative_error(kernels.edge_priority(edges, *options.values()).double(), expected) <= 1e-6
