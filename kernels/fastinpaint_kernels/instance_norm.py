@@ -547,7 +547,7 @@ def instance_norm_forward(
     out_cut = _tiles(x, output.shape[2] * output.shape[3])
     partials = torch.empty((batch, cut.chunks, 2, channels), dtype=torch.float32, device=x.device)
     flat = _is_flat(x)
-    residual_strides = (0, 0, 0, 0)
+    residual_strides: tuple[int, ...] = (0, 0, 0, 0)
     if residual is not None:
         residual = _readable(residual, last)
         residual_strides = residual.stride()
@@ -594,7 +594,7 @@ def instance_norm_backward(
     sums = torch.empty((3, batch, channels), dtype=torch.float32, device=x.device)
     if batch:
         seen_residual = None
-        residual_strides = (0, 0, 0, 0)
+        residual_strides: tuple[int, ...] = (0, 0, 0, 0)
         if residual is not None and relu and scale is None:
             seen_residual = _readable(residual, last)
             residual_strides = seen_residual.stride()

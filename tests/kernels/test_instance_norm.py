@@ -172,7 +172,8 @@ def test_statistics_far_from_zero(layout, monkeypatch):
     _, mean, rstd = kernels.instance_norm_forward(x, None, None, None, None, EPS, False, 0)
     variance, expected = torch.var_mean(x.double(), (2, 3), correction=0)
     assert ((mean - expected).abs() <= 2e-7 * expected.abs() + 1e-6 * variance.sqrt()).all()
-    torch.testing.assert_close(rstd.double(), (variance + EPS).rsqrt(), rtol=2e-6, atol=0)
+    # Means of chunks are rounded to 2^-24 of 3000, and their distances, far below 1, are squared.
+    torch.testing.assert_close(rstd.double(), (variance + EPS).rsqrt(), rtol=5e-6, atol=0)
 
 
 def test_constant_map_and_nan():
