@@ -37,7 +37,7 @@ def attention_inputs(generator: InpaintGenerator, inputs: Tensor) -> list[tuple[
 
     def catch(layer: nn.Module, args: tuple[Any, ...]) -> None:
         assert isinstance(layer, PooledAttention)
-        caught.append(layer.operands(args[0]))
+        caught.append(layer.operands(args[0], padded=True))
 
     hooks = [m.register_forward_pre_hook(catch) for m in generator.modules() if isinstance(m, PooledAttention)]
     with torch.no_grad():
