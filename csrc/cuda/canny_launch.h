@@ -23,8 +23,10 @@ struct CannyTarget {
 
 class CannyLaunch {
  public:
-  // `job` has the image, the mask and the thresholds; targets: at most kMaxScales, none of them empty.
-  CannyLaunch(const CannyJob& job, int64_t batch, const std::vector<CannyTarget>& targets, double sigma)
+  // `job` has the image, the mask and the thresholds; targets: at most kMaxScales, none of them empty;
+  // weights: the Gaussian's, by distance.
+  CannyLaunch(const CannyJob& job, int64_t batch, const std::vector<CannyTarget>& targets,
+              const std::vector<double>& weights)
       : job_(job) {
     int64_t longest = 1;
     job_.scale_count = int(targets.size());
@@ -44,7 +46,7 @@ class CannyLaunch {
       has_borders_ = has_borders_ || across * down > 1;
       longest = std::max({longest, height, width});
     }
-    weights_ = gaussian_weights(sigma, longest);
+    weights_ = weights_within(weights, longest);
     job_.radius = int(weights_.size()) - 1;
     fits_tile_ = job_.radius <= kMaxTileRadius && tile_bytes(job_.radius) <= kSharedBytes;
     if (fits_tile_) std::copy(weights_.begin(), weights_.end(), job_.weights);
