@@ -47,16 +47,20 @@ constexpr int kFirstOpen = 2;
 static_assert(kFirstOpen + kBorder <= 256);
 
 constexpr int kMaxScales = 8;
-constexpr int kMaxTileRadius = 40;  // of a Gaussian whose weights travel with the launch
-constexpr int kWeightChunk = 448;   // weights of one launch of store_weights: parameters end at 4 KiB
+constexpr int kMaxTileRadius = 40;   // of a Gaussian whose weights travel with the launch
+constexpr int kMaxTableRadius = 12;  // and whose coverage does, too
+constexpr int kTableSize = (kMaxTableRadius + 1) * (kMaxTableRadius + 1);
+static_assert(kTableSize <= kThreads);
+constexpr int kWeightChunk = 448;  // weights of one launch of store_weights: parameters end at 4 KiB
 
 // One edge map of every image of the batch.
 struct CannyScale {
   int height, width;
-  int tiles_across, tiles;  // tiles in a row of tiles, in an image
-  int first_tile;           // number of tiles in the scales before
-  int64_t first_pixel;      // number of pixels in the scales before
-  unsigned char* labels;    // (batch, height, width): the output
+  int row_step, column_step;  // from one pixel to the next, in pixels of the image; 0: no whole number
+  int tiles_across, tiles;    // tiles in a row of tiles, in an image
+  int first_tile;             // number of tiles in the scales before
+  int64_t first_pixel;        // number of pixels in the scales before
+  unsigned char* labels;      // (batch, height, width): the output
 };
 
 struct CannyJob {
@@ -72,6 +76,9 @@ struct CannyJob {
   int* parents;  // (tiles, kBorder); of the nodes, numbered from the first of their image
 
   double weights[kMaxTileRadius + 1];  // by distance
+  // The part of the Gaussian inside the image (scikit-image's, its epsilon added), (radius + 1, radius + 1)
+  // by distance to the next border along H and W. Of Gaussians that the tile's memory holds as doubles.
+  float cover_table[kTableSize];
   // For a wider Gaussian; maps hold all scales, (pixels,).
   double* far_weights;     // (radius + 1,)
   float *columns, *cover;  // blurred along H: image, mask
@@ -138,17 +145,24 @@ FASTINPAINT_HD bool is_inside_mask(const CannyJob& job, const Tile& tile, int y,
   return valid;
 }
 
-// The grey image at (y, x) of the edge map, zero outside it and outside the mask.
+// The grey image at (y, x) of the edge map, zero outside the mask.
 template <class Pixel, bool kMasked>
-FASTINPAINT_HD float read_gray(const CannyJob& job, const Tile& tile, int y, int x) {
-  if (y < 0 || x < 0 || y >= tile.height || x >= tile.width) return 0.0f;
+FASTINPAINT_HD float gray_at(const CannyJob& job, const Tile& tile, int y, int x, int64_t row,
+                             int64_t column) {
   if (kMasked && !is_valid(job, tile, y, x)) return 0.0f;
   const Pixel* pixel = static_cast<const Pixel*>(job.image) + tile.image * job.image_strides[0] +
-                       nearest(y, tile.height, job.image_height) * job.image_strides[2] +
-                       nearest(x, tile.width, job.image_width) * job.image_strides[3];
+                       row * job.image_strides[2] + column * job.image_strides[3];
   if (job.channels == 1) return float(pixel[0]);
   const int64_t plane = job.image_strides[1];
   return gray_of(float(pixel[0]), float(pixel[plane]), float(pixel[2 * plane]));
+}
+
+// The same, and zero outside the edge map.
+template <class Pixel, bool kMasked>
+FASTINPAINT_HD float read_gray(const CannyJob& job, const Tile& tile, int y, int x) {
+  if (y < 0 || x < 0 || y >= tile.height || x >= tile.width) return 0.0f;
+  return gray_at<Pixel, kMasked>(job, tile, y, x, nearest(y, tile.height, job.image_height),
+                                 nearest(x, tile.width, job.image_width));
 }
 
 // 1 where the image counts, 0 outside it and outside the mask.
@@ -204,42 +218,52 @@ __device__ inline void unite(Parents parents, int a, int b) {
 
 // ---- Smoothing --------------------------------------------------------------------------------------------
 
-// Where a tile's arrays lie in shared memory. Those of later stages take the place of dead ones.
+// Where a tile's arrays lie in shared memory. Those of later stages take the place of dead ones. Source and
+// column are kept as doubles, so that each value is converted once, or as floats, so that wider Gaussians
+// fit.
+template <class Stored>
 struct TileMemory {
   int radius, source_height, source_width, stride;  // of source; column has its width and stride
   unsigned char *weak, *strong;  // (kTileHeight, 8): bits of a row, pixel x is bit x % 8 of byte x / 8
-  float* row_cover;              // (2, kSmoothHeight): see fill_cover
-  float* covered;                // (kSmoothHeight, kSmoothStride)
-  float* source;                 // (source_height, stride)
-  float* smooth;                 // (kSmoothHeight, kSmoothStride), after source
-  int* parents;                  // (kTileHeight, kTileWidth), after smooth
-  float* column;                 // (kSmoothHeight, stride)
-  float* magnitude;              // (kMagnitudeHeight, kMagnitudeStride), after column
-  int* nodes;                    // (kTileHeight, kTileWidth), after magnitude
+  float* table;      // (radius + 1, radius + 1): job.cover_table; or (2, kSmoothHeight): see fill_cover
+  float* covered;    // (kSmoothHeight, kSmoothStride), where the table does not serve
+  Stored* source;    // (source_height, stride)
+  float* smooth;     // (kSmoothHeight, kSmoothStride), after source
+  int* parents;      // (kTileHeight, kTileWidth), after smooth
+  Stored* column;    // (kSmoothHeight, stride)
+  float* magnitude;  // (kMagnitudeHeight, kMagnitudeStride), after column
+  int* nodes;        // (kTileHeight, kTileWidth), after magnitude
   unsigned char* end;
 
-  FASTINPAINT_HD TileMemory(unsigned char* memory, int radius)
+  FASTINPAINT_HD TileMemory(unsigned char* memory, int radius, bool has_covered)
       : radius(radius),
         source_height(kSmoothHeight + 2 * radius),
         source_width(kSmoothWidth + 2 * radius),
         stride(source_width | 1) {
     weak = memory;
     strong = weak + kThreads;
-    row_cover = reinterpret_cast<float*>(strong + kThreads);
-    covered = row_cover + 2 * kSmoothHeight;
-    source = smooth = covered + kSmoothHeight * kSmoothStride;
+    table = reinterpret_cast<float*>(strong + kThreads);
+    covered = table + (kTableSize + 3) / 4 * 4;
+    source = reinterpret_cast<Stored*>(covered + (has_covered ? kSmoothHeight * kSmoothStride : 0));
+    smooth = reinterpret_cast<float*>(source);
     parents = reinterpret_cast<int*>(source);
-    column = magnitude = source + source_height * stride;
+    column = source + source_height * stride;
+    magnitude = reinterpret_cast<float*>(column);
     nodes = reinterpret_cast<int*>(column);
     end = reinterpret_cast<unsigned char*>(column + kSmoothHeight * stride);
   }
 };
+static_assert(kTableSize >= 2 * kSmoothHeight);
+template <bool kMasked, class Stored>
+constexpr bool kHasCovered = kMasked || sizeof(Stored) == sizeof(float);
+static_assert(kSmoothHeight * kSmoothStride % 4 == 0);  // what follows covered is aligned
 static_assert(kSmoothHeight * kSmoothStride >= kTileHeight * kTileWidth);
 static_assert(kSmoothHeight * kSmoothStride >= kMagnitudeHeight * kMagnitudeStride);
 
 // Values of shared memory along a row (step 1) or a column.
+template <class Stored>
 struct Line {
-  const float* middle;
+  const Stored* middle;
   int step;
 
   FASTINPAINT_HD double operator()(int i) const { return middle[i * step]; }
@@ -258,9 +282,10 @@ struct Cover {
   }
 };
 
-__device__ inline Cover fill_cover(const CannyJob& job, const Tile& tile, const TileMemory& m) {
+template <class Stored>
+__device__ inline Cover fill_cover(const CannyJob& job, const Tile& tile, const TileMemory<Stored>& m) {
   const int radius = m.radius, first = tile.x0 - 2;
-  float *down = m.row_cover, *inner = m.row_cover + kSmoothHeight;
+  float *down = m.table, *inner = m.table + kSmoothHeight;
   if (int(threadIdx.x) < kSmoothHeight) {
     const int row = threadIdx.x;
     down[row] = blurred(job.weights, radius, 1.0, tile.y0 - 2 + row, tile.height);
@@ -278,77 +303,190 @@ __device__ inline Cover fill_cover(const CannyJob& job, const Tile& tile, const 
   return {left, right, inner, m.covered};
 }
 
-// Fills source with the values of the image around a tile.
-template <class ValueAt>
-__device__ inline void read_tile(const Tile& tile, const TileMemory& m, const ValueAt& value_at) {
-  const int reach = m.radius + 2;
-  for (int column = threadIdx.x % 32; column < m.source_width; column += 32) {
-    FASTINPAINT_UNROLL(4)
-    for (int row = threadIdx.x / 32; row < m.source_height; row += kThreads / 32)
-      m.source[row * m.stride + column] = value_at(tile.y0 - reach + row, tile.x0 - reach + column);
+// The same from job.cover_table, for images at least 2 * radius + 1 pixels high and wide.
+struct TableCover {
+  const float* table;  // (radius + 1, radius + 1), in shared memory
+  float inner;         // far from all borders
+  bool is_inner;       // the whole tile is
+  int radius, first_y, first_x, last_y, last_x;
+
+  FASTINPAINT_HD TableCover(const CannyJob& job, const Tile& tile, const float* table)
+      : table(table),
+        inner(job.cover_table[job.radius * (job.radius + 2)]),
+        radius(job.radius),
+        first_y(tile.y0 - 2),
+        first_x(tile.x0 - 2),
+        last_y(tile.height - 1),
+        last_x(tile.width - 1) {
+    is_inner = first_y >= radius && first_x >= radius && first_y + kSmoothHeight + radius <= tile.height &&
+               first_x + kSmoothWidth + radius <= tile.width;
   }
+
+  // Distance to the nearer border, from 0 to radius.
+  FASTINPAINT_HD int distance(int i, int last) const {
+    const int nearer = i < last - i ? i : last - i;
+    return nearer < 0 ? 0 : nearer < radius ? nearer : radius;
+  }
+
+  FASTINPAINT_HD float at(int row, int column) const {
+    if (is_inner) return inner;
+    return table[distance(first_y + row, last_y) * (radius + 1) + distance(first_x + column, last_x)];
+  }
+};
+
+// Fills source with value_at(y, x) around a tile, with zeros outside the edge map. Nine values of a thread
+// are on their way at a time.
+template <class Stored, class ValueAt>
+__device__ inline void read_tile(const Tile& tile, const TileMemory<Stored>& m, const ValueAt& value_at) {
+  constexpr int kRows = 3, kColumns = 3, kWarps = kThreads / 32;
+  const int reach = m.radius + 2, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  for (int first = lane; first < m.source_width; first += kColumns * 32)
+    for (int top = warp; top < m.source_height; top += kRows * kWarps) {
+      float values[kRows][kColumns];
+      FASTINPAINT_UNROLL()
+      for (int i = 0; i < kRows; ++i) {
+        const int row = top + i * kWarps, y = tile.y0 - reach + row;
+        FASTINPAINT_UNROLL()
+        for (int j = 0; j < kColumns; ++j) {
+          const int column = first + j * 32, x = tile.x0 - reach + column;
+          const bool is_inside = row < m.source_height && column < m.source_width &&
+                                 unsigned(y) < unsigned(tile.height) && unsigned(x) < unsigned(tile.width);
+          values[i][j] = is_inside ? value_at(y, x) : 0.0f;
+        }
+      }
+      FASTINPAINT_UNROLL()
+      for (int i = 0; i < kRows; ++i) FASTINPAINT_UNROLL()
+      for (int j = 0; j < kColumns; ++j) {
+        const int row = top + i * kWarps, column = first + j * 32;
+        if (row < m.source_height && column < m.source_width)
+          m.source[row * m.stride + column] = values[i][j];
+      }
+    }
+}
+
+// Fills source with the grey image.
+template <class Pixel, bool kMasked, class Stored>
+__device__ inline void read_image(const CannyJob& job, const Tile& tile, const TileMemory<Stored>& m) {
+  const CannyScale& map = job.scales[tile.scale];
+  const int64_t down = map.row_step, across = map.column_step;
+  if (down != 0 && across != 0)
+    read_tile(tile, m,
+              [&](int y, int x) { return gray_at<Pixel, kMasked>(job, tile, y, x, y * down, x * across); });
+  else
+    read_tile(tile, m, [&](int y, int x) { return read_gray<Pixel, kMasked>(job, tile, y, x); });
+}
+
+// A run of kBlurRun values of a line, blurred; kRadius 0: m.radius.
+template <int kRadius, class ValueAt>
+FASTINPAINT_HD void blur_line(const CannyJob& job, const ValueAt& value_at, double (&sum)[kBlurRun]) {
+  if constexpr (kRadius > 0)
+    blur_run_of<kRadius>(job.weights, value_at, sum);
+  else
+    blur_run(job.weights, job.radius, value_at, sum);
 }
 
 // Blurs source along H into column.
-__device__ inline void blur_tile_down(const CannyJob& job, const TileMemory& m) {
-  for (int i = threadIdx.x; i < kSmoothHeight / kBlurRun * m.source_width; i += kThreads) {
-    const int group = i / m.source_width, x = i - group * m.source_width, row = group * kBlurRun;
+template <int kRadius, class Stored>
+__device__ inline void blur_tile_down(const CannyJob& job, const TileMemory<Stored>& m) {
+  const int radius = kRadius > 0 ? kRadius : m.radius, width = kSmoothWidth + 2 * radius, stride = width | 1;
+  for (int i = threadIdx.x; i < kSmoothHeight / kBlurRun * width; i += kThreads) {
+    const int group = i / width, x = i - group * width, row = group * kBlurRun;
     double sum[kBlurRun];
-    blur_run(job.weights, m.radius, Line{m.source + (row + m.radius) * m.stride + x, m.stride}, sum);
-    for (int k = 0; k < kBlurRun; ++k) m.column[(row + k) * m.stride + x] = float(sum[k]);
+    blur_line<kRadius>(job, Line<Stored>{m.source + (row + radius) * stride + x, stride}, sum);
+    FASTINPAINT_UNROLL()
+    for (int k = 0; k < kBlurRun; ++k) m.column[(row + k) * stride + x] = float(sum[k]);
   }
 }
 
 // Blurs column along W and hands each value to `take`, with its row and column in the smooth image.
-template <class Take>
-__device__ inline void blur_tile_across(const CannyJob& job, const TileMemory& m, const Take& take) {
+template <int kRadius, class Stored, class Take>
+__device__ inline void blur_tile_across(const CannyJob& job, const TileMemory<Stored>& m, const Take& take) {
+  const int radius = kRadius > 0 ? kRadius : m.radius, stride = (kSmoothWidth + 2 * radius) | 1;
   for (int i = threadIdx.x; i < kSmoothHeight * kSmoothWidth / kBlurRun; i += kThreads) {
     const int row = i % kSmoothHeight, column = i / kSmoothHeight * kBlurRun;
     double sum[kBlurRun];
-    blur_run(job.weights, m.radius, Line{m.column + row * m.stride + column + m.radius, 1}, sum);
+    blur_line<kRadius>(job, Line<Stored>{m.column + row * stride + column + radius, 1}, sum);
+    FASTINPAINT_UNROLL()
     for (int k = 0; k < kBlurRun; ++k) take(row, column + k, float(sum[k]));
   }
 }
 
+// The blurred source, value by value, to `take`.
+template <int kRadius, class Stored, class Take>
+__device__ inline void blur_tile(const CannyJob& job, const TileMemory<Stored>& m, const Take& take) {
+  blur_tile_down<kRadius>(job, m);
+  __syncthreads();
+  blur_tile_across<kRadius>(job, m, take);
+}
+
+template <class Stored, class Take>
+__device__ inline void blur_tile(const CannyJob& job, const TileMemory<Stored>& m, const Take& take) {
+  if constexpr (sizeof(Stored) == sizeof(double)) {
+    if (m.radius == 6) return blur_tile<6>(job, m, take);  // sigma 1.5
+    if (m.radius == 4) return blur_tile<4>(job, m, take);  // sigma 1
+    if (m.radius == 8) return blur_tile<8>(job, m, take);  // sigma 2
+  }
+  blur_tile<0>(job, m, take);
+}
+
+// Repeats the edge pixels of the smooth image just outside it, for the derivatives.
+template <class Stored>
+__device__ inline void repeat_border(const Tile& tile, const TileMemory<Stored>& m) {
+  const int bottom = tile.y0 + kSmoothHeight - 2, right = tile.x0 + kSmoothWidth - 2;
+  if (tile.y0 > 0 && tile.x0 > 0 && bottom <= tile.height && right <= tile.width) return;
+  __syncthreads();
+  static_assert(2 * (kSmoothWidth + kSmoothHeight) <= kThreads);
+  const int top = tile.y0 - 2, left = tile.x0 - 2, i = threadIdx.x, side = i - 2 * kSmoothWidth;
+  const int y = side >= 0 ? top + side % kSmoothHeight : i < kSmoothWidth ? -1 : tile.height;
+  const int x = side < 0 ? left + i % kSmoothWidth : side < kSmoothHeight ? -1 : tile.width;
+  const int row = y - top, column = x - left;
+  if (side < 2 * kSmoothHeight && row >= 0 && row < kSmoothHeight && column >= 0 && column < kSmoothWidth)
+    m.smooth[row * kSmoothStride + column] =
+        m.smooth[(clamp(y, tile.height) - top) * kSmoothStride + clamp(x, tile.width) - left];
+}
+
 // The smooth image of a tile, into m.smooth.
-template <class Pixel, bool kMasked>
-__device__ inline void smooth_tile(const CannyJob& job, const Tile& tile, const TileMemory& m) {
-  Cover cover{0, 0, nullptr, m.covered};
-  if (kMasked) {
-    read_tile(tile, m, [&](int y, int x) { return read_cover<kMasked>(job, tile, y, x); });
+template <class Pixel, bool kMasked, class Stored>
+__device__ inline void smooth_tile(const CannyJob& job, const Tile& tile, const TileMemory<Stored>& m) {
+  const auto divide_by = [&](const auto& cover) {
+    return [&](int row, int column, float value) {
+      m.smooth[row * kSmoothStride + column] = value / cover.at(row, column);
+    };
+  };
+  if constexpr (kMasked) {
+    read_tile(tile, m, [&](int y, int x) { return is_valid(job, tile, y, x) ? 1.0f : 0.0f; });
     __syncthreads();
-    blur_tile_down(job, m);
-    __syncthreads();
-    blur_tile_across(job, m, [&](int row, int column, float value) {
+    blur_tile(job, m, [&](int row, int column, float value) {
       m.covered[row * kSmoothStride + column] = value + kFloatEps;
     });
+    read_image<Pixel, kMasked>(job, tile, m);
+    __syncthreads();
+    blur_tile(job, m, divide_by(Cover{0, 0, nullptr, m.covered}));
+  } else if constexpr (sizeof(Stored) == sizeof(double)) {
+    if (int(threadIdx.x) < (m.radius + 1) * (m.radius + 1))
+      m.table[threadIdx.x] = job.cover_table[threadIdx.x];
+    read_image<Pixel, kMasked>(job, tile, m);
+    __syncthreads();
+    blur_tile(job, m, divide_by(TableCover(job, tile, m.table)));
   } else {
-    cover = fill_cover(job, tile, m);
+    const Cover cover = fill_cover(job, tile, m);
+    read_image<Pixel, kMasked>(job, tile, m);
+    __syncthreads();
+    blur_tile(job, m, divide_by(cover));
   }
-  read_tile(tile, m, [&](int y, int x) { return read_gray<Pixel, kMasked>(job, tile, y, x); });
-  __syncthreads();
-  blur_tile_down(job, m);
-  __syncthreads();
-  blur_tile_across(job, m, [&](int row, int column, float value) {
-    m.smooth[row * kSmoothStride + column] = value / cover.at(row, column);
-  });
+  repeat_border(tile, m);
 }
 
 // ---- Edges of a tile --------------------------------------------------------------------------------------
 
-// Both derivatives at (y, x) of the edge map; the smooth image's edge pixels are repeated outside.
+// Both derivatives of the smooth image at a pixel.
 struct Gradient {
   float along_h, along_w;
 
-  FASTINPAINT_HD Gradient(const Tile& tile, const float* smooth, int y, int x) {
-    const int top = tile.y0 - 2, left_end = tile.x0 - 2;
-    const float* up = smooth + (clamp(y - 1, tile.height) - top) * kSmoothStride;
-    const float* here = smooth + (clamp(y, tile.height) - top) * kSmoothStride;
-    const float* down = smooth + (clamp(y + 1, tile.height) - top) * kSmoothStride;
-    const int left = clamp(x - 1, tile.width) - left_end, middle = clamp(x, tile.width) - left_end,
-              right = clamp(x + 1, tile.width) - left_end;
-    along_h = sobel_sum(down[left] - up[left], down[middle] - up[middle], down[right] - up[right]);
-    along_w = sobel_sum(up[right] - up[left], here[right] - here[left], down[right] - down[left]);
+  FASTINPAINT_HD explicit Gradient(const float* here) {
+    const float *up = here - kSmoothStride, *down = here + kSmoothStride;
+    along_h = sobel_sum(down[-1] - up[-1], down[0] - up[0], down[1] - up[1]);
+    along_w = sobel_sum(up[1] - up[-1], here[1] - here[-1], down[1] - down[-1]);
   }
 };
 
@@ -377,15 +515,24 @@ __device__ inline unsigned without_highest(unsigned bits) {
   return bits & ~(1u << highest_bit(bits));
 }
 
-// Weak and strong local maxima of the tile, as bits; destroys smooth.
-__device__ inline void thin_tile(const CannyJob& job, const Tile& tile, const TileMemory& m) {
+// Which of the eight pixels from (y, x) on have all their neighbours inside the image.
+FASTINPAINT_HD unsigned inner_pixels(const Tile& tile, int y, int x) {
+  const int count = tile.width - 1 - x;
+  if (y == 0 || y + 1 >= tile.height || count <= 0) return 0;
+  return (x == 0 ? 0xfe : 0xff) & (count >= kPixels ? 0xff : (1u << count) - 1);
+}
+
+// Weak and strong local maxima of the tile, as bits.
+template <class Stored>
+__device__ inline void thin_tile(const CannyJob& job, const Tile& tile, const TileMemory<Stored>& m) {
   const int row = threadIdx.x / (kTileWidth / kPixels),
             column = threadIdx.x % (kTileWidth / kPixels) * kPixels;
   const int y = tile.y0 + row, x = tile.x0 + column;
+  const float* smooth = m.smooth + (row + 2) * kSmoothStride + column + 2;
   float along_h[kPixels], along_w[kPixels];
   FASTINPAINT_UNROLL()
   for (int k = 0; k < kPixels; ++k) {
-    const Gradient gradient(tile, m.smooth, y, x + k);
+    const Gradient gradient(smooth + k);
     along_h[k] = gradient.along_h;
     along_w[k] = gradient.along_w;
   }
@@ -398,18 +545,31 @@ __device__ inline void thin_tile(const CannyJob& job, const Tile& tile, const Ti
     const int side = i - 2 * (kTileWidth + 2);
     const int to_y = side >= 0 ? 1 + side % kTileHeight : i < kTileWidth + 2 ? 0 : kTileHeight + 1;
     const int to_x = side >= 0 ? side / kTileHeight * (kTileWidth + 1) : i % (kTileWidth + 2);
-    const Gradient gradient(tile, m.smooth, tile.y0 - 1 + to_y, tile.x0 - 1 + to_x);
+    const Gradient gradient(m.smooth + (to_y + 1) * kSmoothStride + to_x + 1);
     m.magnitude[to_y * kMagnitudeStride + to_x] = gradient_magnitude(gradient.along_h, gradient.along_w);
   }
   __syncthreads();
-  unsigned weak = 0, strong = 0;
+  unsigned candidates = 0, strong = 0, weak = 0, open = 0;
   FASTINPAINT_UNROLL()
   for (int k = 0; k < kPixels; ++k) {
-    const float here = magnitude[k];
-    const bool is_inner = y > 0 && x + k > 0 && y + 1 < tile.height && x + k + 1 < tile.width;
-    if (is_inner && here >= job.low && is_maximum(magnitude + k, kMagnitudeStride, along_h[k], along_w[k]))
-      weak |= 1u << k;
-    strong |= unsigned(here >= job.high) << k;
+    candidates |= unsigned(magnitude[k] >= job.low) << k;
+    strong |= unsigned(magnitude[k] >= job.high) << k;
+  }
+  candidates &= inner_pixels(tile, y, x);
+  if (candidates != 0) {
+    FASTINPAINT_UNROLL()
+    for (int k = 0; k < kPixels; ++k) {
+      const Maximum maximum = probable_maximum(magnitude + k, kMagnitudeStride, along_h[k], along_w[k]);
+      weak |= unsigned(maximum == Maximum::yes) << k;
+      open |= unsigned(maximum == Maximum::open) << k;
+    }
+  }
+  weak &= candidates;
+  FASTINPAINT_UNROLL(1)
+  for (unsigned rest = open & candidates; rest != 0; rest = without_highest(rest)) {
+    const int k = highest_bit(rest);
+    const Gradient gradient(smooth + k);
+    if (is_maximum(magnitude + k, kMagnitudeStride, gradient.along_h, gradient.along_w)) weak |= 1u << k;
   }
   if (job.mask != nullptr)
     for (int k = 0; k < kPixels; ++k)
@@ -419,7 +579,8 @@ __device__ inline void thin_tile(const CannyJob& job, const Tile& tile, const Ti
 }
 
 // Components of the weak pixels of a tile, their labels and nodes. Starts from the runs of each row.
-__device__ inline void label_tile(const CannyJob& job, const Tile& tile, const TileMemory& m) {
+template <class Stored>
+__device__ inline void label_tile(const CannyJob& job, const Tile& tile, const TileMemory<Stored>& m) {
   const int row = threadIdx.x / (kTileWidth / kPixels),
             column = threadIdx.x % (kTileWidth / kPixels) * kPixels;
   const int first = threadIdx.x * kPixels;
@@ -478,11 +639,11 @@ __device__ inline void label_tile(const CannyJob& job, const Tile& tile, const T
 // ---- Kernels: a block for each tile -----------------------------------------------------------------------
 
 // The second bound of each kernel: blocks on a multiprocessor, as many as registers allow without spills.
-template <class Pixel, bool kMasked>
+template <class Pixel, bool kMasked, class Stored>
 __global__ void __launch_bounds__(kThreads, kMasked ? 3 : 4)
     detect_edges(const __grid_constant__ CannyJob job) {
   const Tile tile(job, blockIdx.x);
-  const TileMemory m(block_memory(), job.radius);
+  const TileMemory<Stored> m(block_memory(), job.radius, kHasCovered<kMasked, Stored>);
   smooth_tile<Pixel, kMasked>(job, tile, m);
   __syncthreads();
   thin_tile(job, tile, m);
@@ -493,7 +654,7 @@ __global__ void __launch_bounds__(kThreads, kMasked ? 3 : 4)
 // The same for an image that blur_across has smoothed.
 __global__ void __launch_bounds__(kThreads, 4) detect_smooth(const __grid_constant__ CannyJob job) {
   const Tile tile(job, blockIdx.x);
-  const TileMemory m(block_memory(), 0);
+  const TileMemory<float> m(block_memory(), 0, false);
   const float* smooth = tile.part_of(job, job.smooth);
   for (int i = threadIdx.x; i < kSmoothHeight * kSmoothWidth; i += kThreads) {
     const int row = i / kSmoothWidth, column = i % kSmoothWidth;

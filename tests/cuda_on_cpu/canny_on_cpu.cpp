@@ -88,8 +88,8 @@ extern "C" const char* canny_on_cpu(CannyCall* call) {
   return nullptr;
 }
 
-// canny_on_cpu CALL: the file holds a CannyCall, the sizes, the weights, the image and the mask; the maps go to
-// CALL.out.
+// canny_on_cpu CALL: the file holds a CannyCall, the sizes, the weights, the image and the mask; the maps go
+// to CALL.out.
 int main(int count, char** arguments) {
   const std::string path = count > 1 ? arguments[1] : "";
   std::FILE* file = std::fopen(path.c_str(), "rb");
