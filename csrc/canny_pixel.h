@@ -100,10 +100,11 @@ FASTINPAINT_HD Maximum probable_maximum(const float* m, Stride stride, float alo
   const float straight1 = steep ? (opposite ? above : below) : m[1];
   const float straight2 = steep ? (opposite ? below : above) : m[-1];
   const float rest = large - small, level = *m * large;
-  const float beyond1 = diagonal1 * small + straight1 * rest, beyond2 = diagonal2 * small + straight2 * rest;
+  const float beyond1 = fmaf(diagonal1, small, straight1 * rest),
+              beyond2 = fmaf(diagonal2, small, straight2 * rest);
   const float gap = level - fmaxf(beyond1, beyond2);
-  const float terms = level + (beyond1 + beyond2) + (straight1 + straight2) * large;
-  const float margin = terms * 0x1p-21f + 1e-37f;
+  const float terms = fmaf(straight1 + straight2, large, level + (beyond1 + beyond2));
+  const float margin = fmaf(terms, 0x1p-21f, 1e-37f);
   return gap > margin ? Maximum::yes : gap < -margin ? Maximum::no : Maximum::open;
 }
 

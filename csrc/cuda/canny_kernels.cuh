@@ -145,24 +145,17 @@ FASTINPAINT_HD bool is_inside_mask(const CannyJob& job, const Tile& tile, int y,
   return valid;
 }
 
-// The grey image at (y, x) of the edge map, zero outside the mask.
-template <class Pixel, bool kMasked>
-FASTINPAINT_HD float gray_at(const CannyJob& job, const Tile& tile, int y, int x, int64_t row,
-                             int64_t column) {
-  if (kMasked && !is_valid(job, tile, y, x)) return 0.0f;
-  const Pixel* pixel = static_cast<const Pixel*>(job.image) + tile.image * job.image_strides[0] +
-                       row * job.image_strides[2] + column * job.image_strides[3];
-  if (job.channels == 1) return float(pixel[0]);
-  const int64_t plane = job.image_strides[1];
-  return gray_of(float(pixel[0]), float(pixel[plane]), float(pixel[2 * plane]));
-}
-
-// The same, and zero outside the edge map.
+// The grey image at (y, x) of the edge map, zero outside it and outside the mask.
 template <class Pixel, bool kMasked>
 FASTINPAINT_HD float read_gray(const CannyJob& job, const Tile& tile, int y, int x) {
   if (y < 0 || x < 0 || y >= tile.height || x >= tile.width) return 0.0f;
-  return gray_at<Pixel, kMasked>(job, tile, y, x, nearest(y, tile.height, job.image_height),
-                                 nearest(x, tile.width, job.image_width));
+  if (kMasked && !is_valid(job, tile, y, x)) return 0.0f;
+  const Pixel* pixel = static_cast<const Pixel*>(job.image) + tile.image * job.image_strides[0] +
+                       nearest(y, tile.height, job.image_height) * job.image_strides[2] +
+                       nearest(x, tile.width, job.image_width) * job.image_strides[3];
+  if (job.channels == 1) return float(pixel[0]);
+  const int64_t plane = job.image_strides[1];
+  return gray_of(float(pixel[0]), float(pixel[plane]), float(pixel[2 * plane]));
 }
 
 // 1 where the image counts, 0 outside it and outside the mask.
@@ -334,46 +327,106 @@ struct TableCover {
   }
 };
 
-// Fills source with value_at(y, x) around a tile, with zeros outside the edge map. Nine values of a thread
-// are on their way at a time.
-template <class Stored, class ValueAt>
-__device__ inline void read_tile(const Tile& tile, const TileMemory<Stored>& m, const ValueAt& value_at) {
+// What read_tile fills source with: the grey image, zero outside the mask. A row's pixels lie one behind the
+// other.
+template <class Pixel, bool kMasked, int kChannels>
+struct RowSource {
+  const CannyJob& job;
+  const Tile& tile;
+  const Pixel* image;
+  int64_t row_stride, plane;
+
+  FASTINPAINT_HD RowSource(const CannyJob& job, const Tile& tile)
+      : job(job),
+        tile(tile),
+        image(static_cast<const Pixel*>(job.image) + tile.image * job.image_strides[0]),
+        row_stride(job.scales[tile.scale].row_step * job.image_strides[2]),
+        plane(job.image_strides[1]) {}
+
+  FASTINPAINT_HD float at(int64_t row, int y, int x) const {
+    if (kMasked && !is_valid(job, tile, y, x)) return 0.0f;
+    const Pixel* pixel = image + row + x;
+    if constexpr (kChannels == 1)
+      return float(pixel[0]);
+    else
+      return gray_of(float(pixel[0]), float(pixel[plane]), float(pixel[2 * plane]));
+  }
+};
+
+// The same however the pixels lie, and for maps of any size.
+template <class Pixel, bool kMasked>
+struct AnySource {
+  const CannyJob& job;
+  const Tile& tile;
+  static constexpr int64_t row_stride = 0;
+
+  FASTINPAINT_HD float at(int64_t, int y, int x) const { return read_gray<Pixel, kMasked>(job, tile, y, x); }
+};
+
+// The mask: 1 where the image counts.
+struct MaskSource {
+  const CannyJob& job;
+  const Tile& tile;
+  static constexpr int64_t row_stride = 0;
+
+  FASTINPAINT_HD float at(int64_t, int y, int x) const { return is_valid(job, tile, y, x) ? 1.0f : 0.0f; }
+};
+
+// Fills source around a tile, with zeros outside the edge map. Nine values of a thread are on their way at a
+// time. kRadius 0: m.radius.
+template <int kRadius, class Stored, class Source>
+__device__ inline void read_tile(const Tile& tile, const TileMemory<Stored>& m, const Source& source) {
   constexpr int kRows = 3, kColumns = 3, kWarps = kThreads / 32;
-  const int reach = m.radius + 2, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  for (int first = lane; first < m.source_width; first += kColumns * 32)
-    for (int top = warp; top < m.source_height; top += kRows * kWarps) {
+  const int radius = kRadius > 0 ? kRadius : m.radius, height = kSmoothHeight + 2 * radius,
+            width = kSmoothWidth + 2 * radius, stride = width | 1;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  FASTINPAINT_UNROLL(1)
+  for (int first = 0; first < width; first += kColumns * 32) {
+    const int left = tile.x0 - radius - 2 + first + lane;
+    int y = tile.y0 - radius - 2 + warp;
+    int64_t offset = y * source.row_stride;
+    Stored* to = m.source + warp * stride + first + lane;
+    FASTINPAINT_UNROLL(1)
+    for (int top = warp; top < height; top += kRows * kWarps) {
       float values[kRows][kColumns];
       FASTINPAINT_UNROLL()
       for (int i = 0; i < kRows; ++i) {
-        const int row = top + i * kWarps, y = tile.y0 - reach + row;
+        const bool is_inside = top + i * kWarps < height && unsigned(y) < unsigned(tile.height);
         FASTINPAINT_UNROLL()
         for (int j = 0; j < kColumns; ++j) {
-          const int column = first + j * 32, x = tile.x0 - reach + column;
-          const bool is_inside = row < m.source_height && column < m.source_width &&
-                                 unsigned(y) < unsigned(tile.height) && unsigned(x) < unsigned(tile.width);
-          values[i][j] = is_inside ? value_at(y, x) : 0.0f;
+          const int x = left + j * 32;
+          values[i][j] = 0.0f;
+          if (is_inside && unsigned(x) < unsigned(tile.width) && first + j * 32 + lane < width)
+            values[i][j] = source.at(offset, y, x);
         }
+        y += kWarps;
+        offset += kWarps * source.row_stride;
       }
       FASTINPAINT_UNROLL()
-      for (int i = 0; i < kRows; ++i) FASTINPAINT_UNROLL()
-      for (int j = 0; j < kColumns; ++j) {
-        const int row = top + i * kWarps, column = first + j * 32;
-        if (row < m.source_height && column < m.source_width)
-          m.source[row * m.stride + column] = values[i][j];
+      for (int i = 0; i < kRows; ++i) {
+        FASTINPAINT_UNROLL()
+        for (int j = 0; j < kColumns; ++j)
+          if (top + i * kWarps < height && first + j * 32 + lane < width)
+            to[i * kWarps * stride + j * 32] = values[i][j];
       }
+      to += kRows * kWarps * stride;
     }
+  }
 }
 
 // Fills source with the grey image.
 template <class Pixel, bool kMasked, class Stored>
 __device__ inline void read_image(const CannyJob& job, const Tile& tile, const TileMemory<Stored>& m) {
   const CannyScale& map = job.scales[tile.scale];
-  const int64_t down = map.row_step, across = map.column_step;
-  if (down != 0 && across != 0)
-    read_tile(tile, m,
-              [&](int y, int x) { return gray_at<Pixel, kMasked>(job, tile, y, x, y * down, x * across); });
+  const RowSource<Pixel, kMasked, 1> gray(job, tile);
+  if (map.column_step != 1 || map.row_step == 0 || job.image_strides[3] != 1)
+    read_tile<0>(tile, m, AnySource<Pixel, kMasked>{job, tile});
+  else if (job.channels == 3)
+    read_tile<0>(tile, m, RowSource<Pixel, kMasked, 3>(job, tile));
+  else if (m.radius == 6)
+    read_tile<6>(tile, m, gray);
   else
-    read_tile(tile, m, [&](int y, int x) { return read_gray<Pixel, kMasked>(job, tile, y, x); });
+    read_tile<0>(tile, m, gray);
 }
 
 // A run of kBlurRun values of a line, blurred; kRadius 0: m.radius.
@@ -419,14 +472,18 @@ __device__ inline void blur_tile(const CannyJob& job, const TileMemory<Stored>& 
   blur_tile_across<kRadius>(job, m, take);
 }
 
+// The same; the radii of sigma 1, 1.5 and 2 are known to the compiler.
 template <class Stored, class Take>
 __device__ inline void blur_tile(const CannyJob& job, const TileMemory<Stored>& m, const Take& take) {
-  if constexpr (sizeof(Stored) == sizeof(double)) {
-    if (m.radius == 6) return blur_tile<6>(job, m, take);  // sigma 1.5
-    if (m.radius == 4) return blur_tile<4>(job, m, take);  // sigma 1
-    if (m.radius == 8) return blur_tile<8>(job, m, take);  // sigma 2
-  }
-  blur_tile<0>(job, m, take);
+  constexpr bool kDoubles = sizeof(Stored) == sizeof(double);
+  if (kDoubles && m.radius == 6)
+    blur_tile<6>(job, m, take);
+  else if (kDoubles && m.radius == 4)
+    blur_tile<4>(job, m, take);
+  else if (kDoubles && m.radius == 8)
+    blur_tile<8>(job, m, take);
+  else
+    blur_tile<0>(job, m, take);
 }
 
 // Repeats the edge pixels of the smooth image just outside it, for the derivatives.
@@ -454,7 +511,7 @@ __device__ inline void smooth_tile(const CannyJob& job, const Tile& tile, const 
     };
   };
   if constexpr (kMasked) {
-    read_tile(tile, m, [&](int y, int x) { return is_valid(job, tile, y, x) ? 1.0f : 0.0f; });
+    read_tile<0>(tile, m, MaskSource{job, tile});
     __syncthreads();
     blur_tile(job, m, [&](int row, int column, float value) {
       m.covered[row * kSmoothStride + column] = value + kFloatEps;
@@ -463,8 +520,8 @@ __device__ inline void smooth_tile(const CannyJob& job, const Tile& tile, const 
     __syncthreads();
     blur_tile(job, m, divide_by(Cover{0, 0, nullptr, m.covered}));
   } else if constexpr (sizeof(Stored) == sizeof(double)) {
-    if (int(threadIdx.x) < (m.radius + 1) * (m.radius + 1))
-      m.table[threadIdx.x] = job.cover_table[threadIdx.x];
+    const int size = (m.radius + 1) * (m.radius + 1);
+    if (int(threadIdx.x) < size) m.table[threadIdx.x] = job.cover_table[threadIdx.x];
     read_image<Pixel, kMasked>(job, tile, m);
     __syncthreads();
     blur_tile(job, m, divide_by(TableCover(job, tile, m.table)));
@@ -523,7 +580,7 @@ FASTINPAINT_HD unsigned inner_pixels(const Tile& tile, int y, int x) {
 }
 
 // Weak and strong local maxima of the tile, as bits.
-template <class Stored>
+template <bool kMasked, class Stored>
 __device__ inline void thin_tile(const CannyJob& job, const Tile& tile, const TileMemory<Stored>& m) {
   const int row = threadIdx.x / (kTileWidth / kPixels),
             column = threadIdx.x % (kTileWidth / kPixels) * kPixels;
@@ -571,9 +628,13 @@ __device__ inline void thin_tile(const CannyJob& job, const Tile& tile, const Ti
     const Gradient gradient(smooth + k);
     if (is_maximum(magnitude + k, kMagnitudeStride, gradient.along_h, gradient.along_w)) weak |= 1u << k;
   }
-  if (job.mask != nullptr)
-    for (int k = 0; k < kPixels; ++k)
-      if (weak >> k & 1 && !is_inside_mask(job, tile, y, x + k)) weak &= ~(1u << k);
+  if (kMasked && job.mask != nullptr) {
+    FASTINPAINT_UNROLL(1)
+    for (unsigned rest = weak; rest != 0; rest = without_highest(rest)) {
+      const int k = highest_bit(rest);
+      if (!is_inside_mask(job, tile, y, x + k)) weak &= ~(1u << k);
+    }
+  }
   m.weak[threadIdx.x] = static_cast<unsigned char>(weak);
   m.strong[threadIdx.x] = static_cast<unsigned char>(strong & weak);
 }
@@ -646,7 +707,7 @@ __global__ void __launch_bounds__(kThreads, kMasked ? 3 : 4)
   const TileMemory<Stored> m(block_memory(), job.radius, kHasCovered<kMasked, Stored>);
   smooth_tile<Pixel, kMasked>(job, tile, m);
   __syncthreads();
-  thin_tile(job, tile, m);
+  thin_tile<kMasked>(job, tile, m);
   __syncthreads();
   label_tile(job, tile, m);
 }
@@ -662,7 +723,7 @@ __global__ void __launch_bounds__(kThreads, 4) detect_smooth(const __grid_consta
     m.smooth[row * kSmoothStride + column] = smooth[int64_t(y) * tile.width + x];
   }
   __syncthreads();
-  thin_tile(job, tile, m);
+  thin_tile<true>(job, tile, m);
   __syncthreads();
   label_tile(job, tile, m);
 }
