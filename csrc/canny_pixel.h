@@ -74,6 +74,29 @@ FASTINPAINT_HD float blurred(const double* weights, int radius, double value, in
   return float(sum[0]);
 }
 
+// value / divisor for every value of a run, `inverse` being 1 / divisor in float32. Where nothing can
+// overflow or lose bits below the least float, one correction of the product is exact (Markstein,
+// "Computation of elementary functions on the IBM RISC System/6000 processor", 1990).
+template <int kRun>
+FASTINPAINT_HD void divide_run(float (&run)[kRun], float divisor, float inverse) {
+  float least = fabsf(run[0]), most = least;
+  FASTINPAINT_UNROLL()
+  for (int k = 1; k < kRun; ++k) {
+    least = fminf(least, fabsf(run[k]));
+    most = fmaxf(most, fabsf(run[k]));
+  }
+  if (least >= 0x1p-90f && most <= 0x1p90f) {
+    FASTINPAINT_UNROLL()
+    for (int k = 0; k < kRun; ++k) {
+      const float product = run[k] * inverse;
+      run[k] = fmaf(fmaf(-divisor, product, run[k]), inverse, product);
+    }
+  } else {
+    FASTINPAINT_UNROLL(1)
+    for (int k = 0; k < kRun; ++k) run[k] /= divisor;
+  }
+}
+
 // One Sobel derivative, from the differences before, at and after the pixel.
 FASTINPAINT_HD float sobel_sum(float before, float here, float after) {
   const double middle = here;
@@ -94,11 +117,12 @@ FASTINPAINT_HD Maximum probable_maximum(const float* m, Stride stride, float alo
   const float size_h = fabsf(along_h), size_w = fabsf(along_w);
   const bool steep = size_h > size_w, opposite = std::signbit(along_h) != std::signbit(along_w);
   const float small = steep ? size_w : size_h, large = steep ? size_h : size_w;
-  const float above = m[-stride], below = m[stride];
-  const float diagonal1 = opposite ? m[1 - stride] : m[1 + stride];
-  const float diagonal2 = opposite ? m[stride - 1] : m[-stride - 1];
-  const float straight1 = steep ? (opposite ? above : below) : m[1];
-  const float straight2 = steep ? (opposite ? below : above) : m[-1];
+  // Every neighbour is read, whichever count: pixels side by side share them.
+  const float above = m[-stride], below = m[stride], before = m[-1], after = m[1];
+  const float corners[4] = {m[-stride - 1], m[-stride + 1], m[stride - 1], m[stride + 1]};
+  const float diagonal1 = opposite ? corners[1] : corners[3], diagonal2 = opposite ? corners[2] : corners[0];
+  const float straight1 = steep ? (opposite ? above : below) : after;
+  const float straight2 = steep ? (opposite ? below : above) : before;
   const float rest = large - small, level = *m * large;
   const float beyond1 = fmaf(diagonal1, small, straight1 * rest),
               beyond2 = fmaf(diagonal2, small, straight2 * rest);

@@ -49,7 +49,7 @@ static_assert(kFirstOpen + kBorder <= 256);
 constexpr int kMaxScales = 8;
 constexpr int kMaxTileRadius = 40;   // of a Gaussian whose weights travel with the launch
 constexpr int kMaxTableRadius = 12;  // and whose coverage does, too
-constexpr int kTableSize = (kMaxTableRadius + 1) * (kMaxTableRadius + 1);
+constexpr int kTableSize = (kMaxTableRadius + 1) * (kMaxTableRadius + 2);
 static_assert(kTableSize <= kThreads);
 constexpr int kWeightChunk = 448;  // weights of one launch of store_weights: parameters end at 4 KiB
 
@@ -77,7 +77,8 @@ struct CannyJob {
 
   double weights[kMaxTileRadius + 1];  // by distance
   // The part of the Gaussian inside the image (scikit-image's, its epsilon added), (radius + 1, radius + 1)
-  // by distance to the next border along H and W. Of Gaussians that the tile's memory holds as doubles.
+  // by distance to the next border along H and W; then 1 / its last column. Of Gaussians that the tile's
+  // memory holds as doubles.
   float cover_table[kTableSize];
   // For a wider Gaussian; maps hold all scales, (pixels,).
   double* far_weights;     // (radius + 1,)
@@ -218,14 +219,14 @@ template <class Stored>
 struct TileMemory {
   int radius, source_height, source_width, stride;  // of source; column has its width and stride
   unsigned char *weak, *strong;  // (kTileHeight, 8): bits of a row, pixel x is bit x % 8 of byte x / 8
-  float* table;      // (radius + 1, radius + 1): job.cover_table; or (2, kSmoothHeight): see fill_cover
-  float* covered;    // (kSmoothHeight, kSmoothStride), where the table does not serve
-  Stored* source;    // (source_height, stride)
-  float* smooth;     // (kSmoothHeight, kSmoothStride), after source
-  int* parents;      // (kTileHeight, kTileWidth), after smooth
-  Stored* column;    // (kSmoothHeight, stride)
-  float* magnitude;  // (kMagnitudeHeight, kMagnitudeStride), after column
-  int* nodes;        // (kTileHeight, kTileWidth), after magnitude
+  float* table;                  // job.cover_table; or (2, kSmoothHeight): see fill_cover
+  float* covered;                // (kSmoothHeight, kSmoothStride), where the table does not serve
+  Stored* source;                // (source_height, stride)
+  float* smooth;                 // (kSmoothHeight, kSmoothStride), after source
+  int* parents;                  // (kTileHeight, kTileWidth), after smooth
+  Stored* column;                // (kSmoothHeight, stride)
+  float* magnitude;              // (kMagnitudeHeight, kMagnitudeStride), after column
+  int* nodes;                    // (kTileHeight, kTileWidth), after magnitude
   unsigned char* end;
 
   FASTINPAINT_HD TileMemory(unsigned char* memory, int radius, bool has_covered)
@@ -270,8 +271,13 @@ struct Cover {
   const float* inner;    // (kSmoothHeight,): of those columns
   const float* covered;  // (kSmoothHeight, kSmoothStride): of the others
 
-  FASTINPAINT_HD float at(int row, int column) const {
-    return column >= left && column < right ? inner[row] : covered[row * kSmoothStride + column];
+  // Divides a run of values.
+  FASTINPAINT_HD void divide(int row, int column, float (&run)[kBlurRun]) const {
+    FASTINPAINT_UNROLL()
+    for (int k = 0; k < kBlurRun; ++k) {
+      const bool is_inner = column + k >= left && column + k < right;
+      run[k] /= is_inner ? inner[row] : covered[row * kSmoothStride + column + k];
+    }
   }
 };
 
@@ -298,22 +304,16 @@ __device__ inline Cover fill_cover(const CannyJob& job, const Tile& tile, const 
 
 // The same from job.cover_table, for images at least 2 * radius + 1 pixels high and wide.
 struct TableCover {
-  const float* table;  // (radius + 1, radius + 1), in shared memory
-  float inner;         // far from all borders
-  bool is_inner;       // the whole tile is
+  const float* table;  // job.cover_table, in shared memory
   int radius, first_y, first_x, last_y, last_x;
 
-  FASTINPAINT_HD TableCover(const CannyJob& job, const Tile& tile, const float* table)
+  FASTINPAINT_HD TableCover(const Tile& tile, const float* table, int radius)
       : table(table),
-        inner(job.cover_table[job.radius * (job.radius + 2)]),
-        radius(job.radius),
+        radius(radius),
         first_y(tile.y0 - 2),
         first_x(tile.x0 - 2),
         last_y(tile.height - 1),
-        last_x(tile.width - 1) {
-    is_inner = first_y >= radius && first_x >= radius && first_y + kSmoothHeight + radius <= tile.height &&
-               first_x + kSmoothWidth + radius <= tile.width;
-  }
+        last_x(tile.width - 1) {}
 
   // Distance to the nearer border, from 0 to radius.
   FASTINPAINT_HD int distance(int i, int last) const {
@@ -321,9 +321,16 @@ struct TableCover {
     return nearer < 0 ? 0 : nearer < radius ? nearer : radius;
   }
 
-  FASTINPAINT_HD float at(int row, int column) const {
-    if (is_inner) return inner;
-    return table[distance(first_y + row, last_y) * (radius + 1) + distance(first_x + column, last_x)];
+  // Divides a run of values.
+  FASTINPAINT_HD void divide(int row, int column, float (&run)[kBlurRun]) const {
+    const int x = first_x + column, y = distance(first_y + row, last_y);
+    const float* line = table + y * (radius + 1);
+    if (x >= radius && x + kBlurRun - 1 + radius <= last_x) {  // nearly always for a whole warp at a time
+      divide_run(run, line[radius], table[(radius + 1) * (radius + 1) + y]);
+    } else {
+      FASTINPAINT_UNROLL(1)
+      for (int k = 0; k < kBlurRun; ++k) run[k] /= line[distance(x + k, last_x)];
+    }
   }
 };
 
@@ -451,7 +458,7 @@ __device__ inline void blur_tile_down(const CannyJob& job, const TileMemory<Stor
   }
 }
 
-// Blurs column along W and hands each value to `take`, with its row and column in the smooth image.
+// Blurs column along W and hands runs of values to `take`, with the place of the first in the smooth image.
 template <int kRadius, class Stored, class Take>
 __device__ inline void blur_tile_across(const CannyJob& job, const TileMemory<Stored>& m, const Take& take) {
   const int radius = kRadius > 0 ? kRadius : m.radius, stride = (kSmoothWidth + 2 * radius) | 1;
@@ -459,12 +466,11 @@ __device__ inline void blur_tile_across(const CannyJob& job, const TileMemory<St
     const int row = i % kSmoothHeight, column = i / kSmoothHeight * kBlurRun;
     double sum[kBlurRun];
     blur_line<kRadius>(job, Line<Stored>{m.column + row * stride + column + radius, 1}, sum);
-    FASTINPAINT_UNROLL()
-    for (int k = 0; k < kBlurRun; ++k) take(row, column + k, float(sum[k]));
+    take(row, column, sum);
   }
 }
 
-// The blurred source, value by value, to `take`.
+// The blurred source, run by run, to `take`.
 template <int kRadius, class Stored, class Take>
 __device__ inline void blur_tile(const CannyJob& job, const TileMemory<Stored>& m, const Take& take) {
   blur_tile_down<kRadius>(job, m);
@@ -506,25 +512,32 @@ __device__ inline void repeat_border(const Tile& tile, const TileMemory<Stored>&
 template <class Pixel, bool kMasked, class Stored>
 __device__ inline void smooth_tile(const CannyJob& job, const Tile& tile, const TileMemory<Stored>& m) {
   const auto divide_by = [&](const auto& cover) {
-    return [&](int row, int column, float value) {
-      m.smooth[row * kSmoothStride + column] = value / cover.at(row, column);
+    return [&](int row, int column, const double (&sum)[kBlurRun]) {
+      float run[kBlurRun];
+      FASTINPAINT_UNROLL()
+      for (int k = 0; k < kBlurRun; ++k) run[k] = float(sum[k]);
+      cover.divide(row, column, run);
+      FASTINPAINT_UNROLL()
+      for (int k = 0; k < kBlurRun; ++k) m.smooth[row * kSmoothStride + column + k] = run[k];
     };
   };
   if constexpr (kMasked) {
     read_tile<0>(tile, m, MaskSource{job, tile});
     __syncthreads();
-    blur_tile(job, m, [&](int row, int column, float value) {
-      m.covered[row * kSmoothStride + column] = value + kFloatEps;
+    blur_tile(job, m, [&](int row, int column, const double (&sum)[kBlurRun]) {
+      FASTINPAINT_UNROLL()
+      for (int k = 0; k < kBlurRun; ++k)
+        m.covered[row * kSmoothStride + column + k] = float(sum[k]) + kFloatEps;
     });
     read_image<Pixel, kMasked>(job, tile, m);
     __syncthreads();
     blur_tile(job, m, divide_by(Cover{0, 0, nullptr, m.covered}));
   } else if constexpr (sizeof(Stored) == sizeof(double)) {
-    const int size = (m.radius + 1) * (m.radius + 1);
+    const int size = (m.radius + 1) * (m.radius + 2);
     if (int(threadIdx.x) < size) m.table[threadIdx.x] = job.cover_table[threadIdx.x];
     read_image<Pixel, kMasked>(job, tile, m);
     __syncthreads();
-    blur_tile(job, m, divide_by(TableCover(job, tile, m.table)));
+    blur_tile(job, m, divide_by(TableCover(tile, m.table, m.radius)));
   } else {
     const Cover cover = fill_cover(job, tile, m);
     read_image<Pixel, kMasked>(job, tile, m);

@@ -124,6 +124,7 @@ class CannyLaunch {
       const float down = blurred(job_.weights, radius, 1.0, y, size);
       for (int x = 0; x <= radius; ++x)
         job_.cover_table[y * (radius + 1) + x] = blurred(job_.weights, radius, down, x, size) + kFloatEps;
+      job_.cover_table[(radius + 1) * (radius + 1) + y] = 1.0f / job_.cover_table[y * (radius + 1) + radius];
     }
   }
 
