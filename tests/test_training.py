@@ -174,12 +174,41 @@ class TestLearner:
 
 class TestMuon:
     def test_update_is_orthogonal(self):
-        kernel = torch.randn(8, 3, 3, 3)
-        singular = torch.linalg.svdvals(orthogonalise(kernel).flatten(1))
+        singular = torch.linalg.svdvals(orthogonalise(torch.randn(3, 8, 27)))
         assert 0.6 < singular.min() <= singular.max() < 1.3
-        tall = orthogonalise(torch.randn(40, 2, 2, 2)).flatten(1)
-        assert torch.linalg.svdvals(tall).min() > 0.6
-        assert torch.equal(orthogonalise(torch.zeros(4, 2, 3, 3)), torch.zeros(4, 2, 3, 3))
+        tall = torch.randn(2, 40, 8)
+        assert torch.linalg.svdvals(orthogonalise(tall)).min() > 0.6
+        torch.testing.assert_close(orthogonalise(tall)[1], orthogonalise(tall[1:])[0], atol=1e-5, rtol=1e-4)
+        assert torch.equal(orthogonalise(torch.zeros(1, 4, 18)), torch.zeros(1, 4, 18))
+
+    def test_kernels_of_one_shape_step_as_each_alone(self):
+        def stepped(kernels):
+            parameters = [torch.nn.Parameter(start[index].clone()) for index in kernels]
+            optimizer = Muon(parameters, lr=0.1)
+            for step in range(3):
+                for index, parameter in zip(kernels, parameters, strict=True):
+                    parameter.grad = gradients[step][index]
+                optimizer.step()
+            return parameters
+
+        shapes = [(8, 3, 3, 3), (8, 3, 3, 3), (4, 3, 3, 3), (8, 27), (40, 2, 2, 2)]
+        start = [torch.randn(shape) for shape in shapes]
+        gradients = [[torch.randn(shape) for shape in shapes] for _ in range(3)]
+        together = stepped(range(5))
+        for index in range(5):
+            torch.testing.assert_close(stepped([index])[0], together[index], atol=1e-5, rtol=1e-4)
+
+    def test_found_inf_leaves_everything(self):
+        kernel = torch.nn.Parameter(torch.randn(8, 3, 3, 3))
+        optimizer = Muon([kernel], lr=0.1)
+        kernel.grad = torch.randn_like(kernel)
+        optimizer.step()
+        weights, mean = kernel.detach().clone(), optimizer.state[kernel]["mean"].clone()
+        kernel.grad.fill_(float("nan"))
+        optimizer.found_inf = torch.ones(())
+        optimizer.step()
+        assert torch.equal(kernel, weights)
+        assert torch.equal(optimizer.state[kernel]["mean"], mean)
 
     def test_a_step_goes_downhill_by_a_part_of_the_norm(self):
         kernel = torch.nn.Parameter(torch.randn(8, 3, 3, 3))
@@ -204,6 +233,141 @@ class TestMuon:
         assert {id(p) for name, p in generator.named_parameters() if "head" in name} <= adam
         learner.set_pace(0.5)
         assert learner.optimizers["kernels"].param_groups[0]["lr"] == 0.005
+
+
+def learner_of(seed, **options):
+    torch.manual_seed(seed)
+    generator, discriminator = InpaintGenerator(2, head_norm=False), PatchDiscriminator(2)
+    objective = InpaintObjective(LossWeights(content=0.0, style=0.0, gradient_penalty=1.0))
+    return Learner(generator, objective, discriminator, learning_rate=1e-3, kernel_rate=0.01, **options)
+
+
+def batches(count, size=32):
+    draw = torch.Generator().manual_seed(5)
+    for _ in range(count):
+        mask = torch.zeros(2, 1, size, size, dtype=torch.uint8)
+        mask[..., 8:24, 8:24] = 1
+        yield torch.randint(0, 256, (2, 3, size, size), dtype=torch.uint8, generator=draw), mask
+
+
+class FakeRecorder:
+    """Replays by running the step again into the same tensors, as a graph does; ``wrong`` makes recording fail."""
+
+    def __init__(self, wrong=None):
+        self.wrong, self.calls = wrong, []
+
+    def warm_up(self, run):
+        self.calls.append("warm up")
+        return run()
+
+    def record(self, run):
+        self.calls.append("record")
+        if self.wrong:
+            raise RuntimeError(self.wrong)
+        static = {}
+
+        def replay():
+            self.calls.append("replay")
+            for name, value in run().items():
+                static.setdefault(name, value.clone()).copy_(value)
+
+        return replay, static
+
+
+class TestGraph:
+    def updated(self, learner, count=20):
+        rows = []
+        for step, (image, mask) in enumerate(batches(count)):
+            torch.manual_seed(step)
+            learner.set_pace(1 - step / count)
+            rows.append(learner.update(image, mask))
+        return [{name: value.item() for name, value in row.items()} for row in rows]
+
+    def test_replays_are_the_plain_updates(self):
+        recorder = FakeRecorder()
+        plain, graphed = learner_of(1, ema=0.9), learner_of(1, ema=0.9, cuda_graph=True, recorder=recorder)
+        wanted = self.updated(plain)
+        assert self.updated(graphed) == wanted
+        assert recorder.calls == ["warm up"] * 3 + ["record"] + ["replay"] * 17
+        assert graphed.graph.recorded
+        for name, network in plain.networks.items():
+            assert_equal(graphed.networks[name].state_dict(), network.state_dict())
+        assert_equal(graphed.average.state_dict(), plain.average.state_dict())
+        assert len({row["total"] for row in wanted}) == 20
+
+    def test_a_failed_recording_is_told_once_and_plain_updates_go_on(self):
+        recorder = FakeRecorder("operation not permitted when stream is capturing\nmore")
+        graphed = learner_of(1, cuda_graph=True, recorder=recorder)
+        with pytest.warns(RuntimeWarning, match=r"plain steps go on: RuntimeError: operation .* capturing$") as told:
+            rows = self.updated(graphed)
+        assert len(told) == 1
+        assert recorder.calls == ["warm up"] * 3 + ["record"]
+        assert rows == self.updated(learner_of(1))
+
+    def test_another_shape_runs_plainly_and_a_new_size_is_recorded_anew(self):
+        recorder = FakeRecorder()
+        learner = learner_of(1, cuda_graph=True, recorder=recorder)
+        self.updated(learner, 5)
+        learner.update(*next(batches(1, 48)))
+        assert recorder.calls == ["warm up"] * 3 + ["record"] + ["replay"] * 2
+        learner.new_shapes()
+        learner.update(*next(batches(1, 48)))
+        assert recorder.calls[-1] == "warm up"
+
+    def test_the_adversary_joins_later(self):
+        learner = learner_of(1, cuda_graph=True, recorder=FakeRecorder())
+        learner.set_adversary(False)
+        before = {name: value.clone() for name, value in learner.discriminator.state_dict().items()}
+        rows = self.updated(learner, 6)
+        assert not any("adversarial" in name for row in rows for name in row)
+        assert_equal(learner.discriminator.state_dict(), before)
+        learner.set_adversary(True)
+        assert {"adversarial", "discriminator_total"} <= self.updated(learner, 1)[0].keys()
+        assert not torch.equal(
+            learner.discriminator.layers[0].convolution.weight, before["layers.0.convolution.weight"]
+        )
+
+
+class TestGuards:
+    def test_an_update_that_is_not_finite_changes_nothing(self):
+        learner = learner_of(1, clip=1.0)
+        for image, mask in batches(2):
+            learner.update(image, mask)
+        before = [
+            {name: value.clone() for name, value in network.state_dict().items() if not name.endswith(".u")}
+            for network in learner.networks.values()
+        ]
+        image, mask = next(batches(1))
+        image = image.float()
+        image[0, 0, 0, 0] = float("nan")
+        assert learner.update(image, mask)["skipped"] == 1
+        for network, kept in zip(learner.networks.values(), before, strict=True):
+            assert_equal({name: network.state_dict()[name] for name in kept}, kept)
+        assert learner.finite()
+
+    def test_gradients_are_clipped_to_the_norm(self):
+        free, clipped = learner_of(1), learner_of(1, clip=0.01)
+        image, mask = next(batches(1))
+        for learner in (free, clipped):
+            torch.manual_seed(0)
+            learner.update(image, mask)
+        for name in free.networks:
+            gradients = [
+                torch.cat([p.grad.flatten() for p in learner.networks[name].parameters() if p.grad is not None])
+                for learner in (free, clipped)
+            ]
+            torch.testing.assert_close(gradients[1], gradients[0] * 0.01 / gradients[0].norm(), atol=1e-7, rtol=1e-4)
+
+    def test_the_average_follows_the_weights(self):
+        learner = learner_of(1, ema=0.5)
+        weight = learner.generator.encoder[0].convolution.weight
+        wanted = weight.detach().clone()
+        for count, (image, mask) in enumerate(batches(6), 1):
+            learner.update(image, mask)
+            decay = min(0.5, (1 + count) / (10 + count))
+            wanted = decay * wanted + (1 - decay) * weight.detach()
+        torch.testing.assert_close(learner.result.encoder[0].convolution.weight, wanted)
+        assert learner.result is not learner.generator
 
 
 class TestTrainer:
