@@ -2,6 +2,7 @@ import dataclasses
 import json
 import os
 import signal
+import sys
 import threading
 from pathlib import Path
 
@@ -11,16 +12,20 @@ import torch
 from PIL import Image
 
 from fastinpaint.checkpoint.training_state import training_states
+from fastinpaint.data.dataset import InpaintDataset
+from fastinpaint.data.masks import MaskConfig, MaskSampler
 from fastinpaint.losses.objective import InpaintObjective, LossWeights
 from fastinpaint.models.discriminator import PatchDiscriminator
 from fastinpaint.models.generator import InpaintGenerator
 from fastinpaint.training.config import TrainConfig
+from fastinpaint.training.export import export_run
 from fastinpaint.training.interrupts import StopRequest
 from fastinpaint.training.learner import Learner
 from fastinpaint.training.metrics import MetricsLog, read_metrics
 from fastinpaint.training.muon import Muon, orthogonalise
 from fastinpaint.training.options import from_mapping, to_mapping
-from fastinpaint.training.samples import SampleBatches
+from fastinpaint.training.presets import find_config
+from fastinpaint.training.samples import SampleBatches, SampleStream
 from fastinpaint.training.trainer import Trainer
 
 
@@ -501,3 +506,140 @@ def test_stop_request_restores_the_handlers():
     thread.start()
     thread.join()
     assert signal.getsignal(signal.SIGINT) == before
+
+
+def test_the_stream_gives_the_pixels_and_masks_of_a_number(photographs):
+    images = InpaintDataset(photographs, 32, "random", 3, flip=True)
+    masks = MaskSampler(MaskConfig(), 32, 32, 3)
+    stream = SampleStream(images, 3, masks)
+    image, mask = stream[7]
+    assert image.dtype == mask.dtype == torch.uint8
+    assert torch.equal(mask[None].float(), masks.sample(7))
+    drawn = [images.draw(index, 2) for index in range(3)]
+    assert any(torch.equal(image.float() / 127.5 - 1, wanted) for wanted in drawn)
+    assert len(SampleStream(images, 3)[7]) == 1
+
+
+class TestClock:
+    def test_pace_follows_the_time(self):
+        config = TrainConfig(steps=1000, max_seconds=60.0, schedule="cosine", warmup_steps=2)
+        assert config.pace_at(0, 30.0) == 0.5
+        assert config.pace_at(10, 30.0) == pytest.approx(0.5)
+        assert config.pace_at(900, 6.0) < 0.1
+        assert config.pace_at(10, 61.0) == 0.0
+        assert config.part_over(100, 45.0) == 0.75
+        assert config.part_over(1000, 0.0) == 1.0
+
+    def test_a_run_ends_by_itself_and_pauses(self, config):
+        config = dataclasses.replace(config, steps=10**6, max_seconds=4.0, pause_seconds=1.0, ema=0.9, log_every=1000)
+        model = Trainer(config).run()
+        InpaintGenerator.from_pretrained(model)
+        resumed = Trainer(dataclasses.replace(config, pause_seconds=0.0), resume=True)
+        assert 1.0 <= resumed.seconds < 4.0
+        first = resumed.step
+        resumed.run()
+        assert resumed.step > first
+        assert resumed.seconds >= 4.0
+        assert resumed.learner.optimizers["generator"].param_groups[0]["lr"] < 0.5e-3 or config.schedule == "constant"
+        assert read_metrics(Path(config.output) / "metrics.jsonl")[-1]["step"] == resumed.step
+
+
+class TestSmall:
+    """What the preset uses: sizes, late adversary, average, cache, masks for each sample."""
+
+    @pytest.fixture
+    def config(self, config):
+        return dataclasses.replace(
+            config, image_size=48, first_size=32, first_part=0.4, adversarial_start=0.6, ema=0.9, clip=1.0, cache=True,
+            flip=True, identity_blocks=True, kernel_rate=0.02, steps=8, warmup_steps=2, schedule="cosine",
+            masks=MaskConfig(shared=False), losses=LossWeights(content=0.0, style=0.0, l1_half=0.2, l1_quarter=0.2),
+        )  # fmt: skip
+
+    def test_preset_is_valid(self):
+        small = TrainConfig.from_yaml(find_config("small"))
+        dataclasses.replace(small, data="somewhere").validate()
+        assert sum(p.numel() for p in InpaintGenerator(small.base_channels).parameters()) * 2 < 8e6
+        with pytest.raises(FileNotFoundError, match=r"no preset of this name: .*small"):
+            find_config("smal")
+
+    @pytest.mark.parametrize("workers", [0, 2])
+    def test_resume_is_exact(self, config, workers):
+        config = dataclasses.replace(config, workers=workers)
+        whole = Trainer(config)
+        seen = []
+        update = whole.learner.update
+        whole.learner.update = lambda image, mask: seen.append((image.shape, mask.shape)) or update(image, mask)
+        whole.run()
+        assert [shapes[0][-1] for shapes in seen] == [32] * 4 + [48] * 4
+        assert all(mask == (2, 1, *image[2:]) for image, mask in seen)
+        parts = dataclasses.replace(config, output=config.output + "-parts")
+        stopping = Trainer(parts)
+        update = stopping.learner.update
+        steps = iter(range(100))
+        stopping.learner.update = lambda *batch: (
+            (next(steps) == 4 and signal.raise_signal(signal.SIGTERM)) or update(*batch)
+        )
+        with pytest.raises(KeyboardInterrupt):
+            stopping.run()
+        InpaintGenerator.from_pretrained(Path(parts.output) / "model")
+        resumed = Trainer(parts, resume=True)
+        assert resumed.step == 5
+        resumed.run()
+        assert_equal(weights(resumed), weights(whole))
+        assert_equal(resumed.learner.average.state_dict(), whole.learner.average.state_dict())
+        assert not (Path(config.output) / "decoded.u8").exists()
+        rows = read_metrics(Path(config.output) / "metrics.jsonl")
+        assert "adversarial" not in rows[0]
+        assert rows[-1]["adversarial"] != 0
+        assert {"l1_half", "l1_quarter", "data_wait", "skipped", "seconds"} <= rows[0].keys()
+
+    def test_export_and_start_from_it(self, config, tmp_path):
+        trainer = Trainer(config)
+        trainer.run()
+        files = export_run(Path(config.output), tmp_path / "out")
+        assert {path.name for path in files} == {
+            "model.safetensors", "config.json", "weights.safetensors", "metrics.jsonl", "losses.png",
+        }  # fmt: skip
+        model = InpaintGenerator.from_pretrained(tmp_path / "out")
+        name = "encoder.0.convolution.weight"
+        torch.testing.assert_close(
+            model.state_dict()[name], trainer.learner.average.state_dict()[name], rtol=1e-3, atol=1e-4
+        )
+        for source, exact in ((tmp_path / "out", False), (Path(config.output), True)):
+            begun = Trainer(dataclasses.replace(config, output=str(tmp_path / "next"), init_from=str(source)))
+            close = {"rtol": 0, "atol": 0} if exact else {"rtol": 1e-3, "atol": 1e-4}
+            assert begun.step == 0
+            for network in ("generator", "discriminator", "average"):
+                found = getattr(begun.learner, network).state_dict()
+                wanted = getattr(trainer.learner, network).state_dict()
+                for key in wanted:
+                    torch.testing.assert_close(found[key], wanted[key], **close)
+        with pytest.raises(ValueError, match="does not fit these options"):
+            Trainer(
+                dataclasses.replace(
+                    config, base_channels=4, output=str(tmp_path / "x"), init_from=str(tmp_path / "out")
+                )
+            )
+        with pytest.raises(FileNotFoundError, match="no checkpoint"):
+            Trainer(dataclasses.replace(config, output=str(tmp_path / "x"), init_from=str(tmp_path)))
+
+    def test_a_missing_matplotlib_costs_no_run(self, config, monkeypatch):
+        monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+        said = []
+        Trainer(config, say=said.append).run()
+        assert any("no losses.png" in line for line in said)
+        assert not (Path(config.output) / "losses.png").exists()
+
+    def test_a_loss_that_is_not_finite_once_is_skipped_and_counted(self, config):
+        trainer = Trainer(dataclasses.replace(config, log_every=4))
+        update, steps = trainer.learner.update, iter(range(100))
+
+        def spoiled(image, mask):
+            image = image.float() / 127.5 - 1
+            return update(image.fill_(float("nan")) if next(steps) == 2 else image, mask)
+
+        trainer.learner.update = spoiled
+        trainer.run()
+        rows = read_metrics(Path(config.output) / "metrics.jsonl")
+        assert [row["skipped"] for row in rows] == [0.25, 0.0]
+        assert trainer.learner.finite()

@@ -176,7 +176,7 @@ class Trainer:
         return DataLoader(
             SampleStream(images, config.seed, None if config.masks.shared else masks),
             batch_sampler=SampleBatches(config.batch_size, self.step, config.steps),
-            num_workers=max(len(os.sched_getaffinity(0)) - 1, 1) if config.workers < 0 else config.workers,
+            num_workers=_spare_cores() if config.workers < 0 else config.workers,
             worker_init_fn=prepare_worker,
             pin_memory=self.learner.device.type == "cuda",
         )
@@ -218,6 +218,8 @@ class Trainer:
         if self.learner.discriminator is not None:
             self.learner.discriminator.save_pretrained(self.output / "discriminator")
         self._draw_curves(log)
+        if self.config.sample_every:
+            self._draw_samples()
 
     def _save(self) -> None:
         if not self.learner.finite():
@@ -344,6 +346,12 @@ def _weights_and_features(config: TrainConfig, say: Callable[[str], None]) -> tu
         say("no VGG-19 weights given (option vgg): the perceptual terms are off")
         return dataclasses.replace(weights, content=0.0, style=0.0), None
     return weights, VGG19Features.from_file(config.vgg)
+
+
+def _spare_cores() -> int:
+    """All cores that this process may use but one, at least 1."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(cores - 1, 1)
 
 
 def _due(step: int, every: int) -> bool:
