@@ -51,7 +51,7 @@ class DecodedImages:
                 self._sizes.append((height, width))
                 starts.append(starts[-1] + len(pixels))
         self._starts = starts
-        self._pixels: npt.NDArray[np.uint8] | None = None
+        self._pixels: npt.NDArray[np.uint8] | None = np.memmap(self.path, np.uint8, "r")
 
     def _decode(self, index: int) -> tuple[int, int, bytes]:
         picture = self._images.read(index)

@@ -39,7 +39,7 @@ class _BFloat16Gram(torch.autograd.Function):
         return flat.float() @ transposed.float()  # for tests: CPUs have no such product
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         """d/dF of F F^T is (G + G^T) F."""
         (flat,) = ctx.saved_tensors
         return (gradient + gradient.transpose(1, 2)).to(flat.dtype) @ flat

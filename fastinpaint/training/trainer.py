@@ -105,10 +105,11 @@ class Trainer:
                 if self.learner.finite():
                     self._finish(log)
                 raise
+            else:
+                self._finish(log)
             finally:
                 if decoded is not None:
                     decoded.close()
-            self._finish(log)
         if not self._ended:
             self.say(f"stopped after update {self.step}, saved in {self.checkpoints}; --resume goes on")
             if request.stopped:
