@@ -123,13 +123,14 @@ def _patch_attention() -> Iterator[tuple[str, Callable[[], object]]]:
     from fastinpaint_kernels import patch_attention as kernels
 
     for dtype in (torch.float32, torch.bfloat16):
-        features = torch.zeros(1, 64, 16, 16, dtype=dtype)
+        for shape, size in (((1, 64, 16, 16), 3), ((1, 1, 128, 128), 1)):  # the second for its 4096 keys
+            features = torch.zeros(shape, dtype=dtype)
 
-        def run(features=features):
-            output, lse = kernels.patch_attention_forward(features, 3, 2, 10.0, False)
-            kernels.patch_attention_backward(output, features, lse, 3, 2, 10.0, False)
+            def run(features=features, size=size):
+                output, lse = kernels.patch_attention_forward(features, size, 2, 10.0, False)
+                kernels.patch_attention_backward(output, features, lse, size, 2, 10.0, False)
 
-        yield str(dtype).removeprefix("torch."), run
+            yield f"{str(dtype).removeprefix('torch.')} {' x '.join(map(str, shape))}", run
 
 
 def _instance_norm() -> Iterator[tuple[str, Callable[[], object]]]:
