@@ -20,6 +20,8 @@ def main() -> None:
     parser.add_argument("names", nargs="*", metavar="name", help=f"one or more of {', '.join(known)} (default: all)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--case", default="", help="only cases whose name contains this")
+    parser.add_argument("--skip", default="", help="no cases whose name contains this")
+    parser.add_argument("--name", help="name of the files in --out, in place of the benchmark's")
     parser.add_argument("--budget", type=float, default=2.0, help="seconds for each rival and case (default: 2)")
     parser.add_argument("--out", type=Path, help="folder for NAME.json, NAME.md and NAME.png")
     parser.add_argument(
@@ -48,6 +50,7 @@ def main() -> None:
 def run_one(benchmark: Benchmark, name: str, options: argparse.Namespace) -> bool:
     """Run one benchmark, keep what there is after every case, print its table; False if it failed."""
     done: list[Results] = []
+    name = options.name or name
     if options.compiled == "only":
         name += COMPILED
 
@@ -60,7 +63,7 @@ def run_one(benchmark: Benchmark, name: str, options: argparse.Namespace) -> boo
     try:
         run(
             benchmark, options.device, options.case,
-            budget=options.budget, compiled=options.compiled, dry=options.dry_run, keep=keep,
+            skipped=options.skip, budget=options.budget, compiled=options.compiled, dry=options.dry_run, keep=keep,
         )  # fmt: skip
     except Exception:
         traceback.print_exc()

@@ -157,7 +157,9 @@ def compact(results: Results) -> str:
                 continue
             both = [_number(row.items * row.microseconds(n)) for n in (name, name + GRAPH) if n in row.seconds]
             text = f"{name} {'/'.join(both) if name in row.seconds else f'-/{both[0]}'}"
-            if name == results.ours:
+            if name == results.ours and row.floor < 1e-9:
+                text += f" ±{spread(row.seconds[timed]):.0%}"
+            elif name == results.ours:
                 text += f" ±{spread(row.seconds[timed]):.0%}, floor {_number(row.floor * 1e6)}"
                 text += f" ({row.floor / row.items * 1e6 / row.microseconds(timed):.0%})" if row.floor else ""
             elif best:
@@ -165,8 +167,11 @@ def compact(results: Results) -> str:
             if results.rate:
                 text += f" {1e6 / row.microseconds(timed):,.0f}/s"
             cells.append(text)
-        failed = [f"FAILED {row.failed}"] if row.failed else []
-        lines.append(f"{row.case}: {' | '.join([*failed, *cells]) or 'nothing timed'}")
+        if row.failed:
+            cells.insert(0, f"FAILED {row.failed}")
+        elif not best:
+            cells.insert(0, f"{results.ours} not run: {row.left_out.get(results.ours, 'unknown')[:200]}")
+        lines.append(f"{row.case}: {' | '.join(cells)}")
     return "\n".join(lines)
 
 

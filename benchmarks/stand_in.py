@@ -46,6 +46,8 @@ def install() -> None:
         "get_device_properties": lambda *_: properties,
         "get_device_capability": lambda *_: (9, 0),
         "device_count": lambda: 1,
+        "_sleep": _none,
+        "is_current_stream_capturing": lambda: False,
     }
     for name, replacement in replacements.items():
         if not hasattr(torch.cuda, name):  # so that a dry run sees a name that this torch lacks

@@ -61,7 +61,7 @@ class Benchmark:
         rivals: Called with the device and a case's options, once for each set of inputs.
         ours: Device to the rival that is ours.
         truth: Rivals that the others are compared with before they are timed: the first of them that runs.
-        tolerance: Called as ``rivals``; largest relative L2 distance from the truth. 0: equal.
+        tolerance: Called as ``rivals``; largest relative L2 distance from the truth. 0: equal; None: not compared.
         differs: Rivals that compute something else, and what: they are timed without being compared.
         notes: Sentences below the table.
         compiled: Rivals that wait for a compiler; ``--compiled`` leaves them out or for last.
@@ -75,7 +75,7 @@ class Benchmark:
     cases: Callable[[str], list[Case]]
     rivals: Callable[..., Rivals]
     truth: tuple[str, ...]
-    tolerance: Callable[..., float]
+    tolerance: Callable[..., float | None]
     ours: Mapping[str, str] = field(default_factory=lambda: {"cpu": "native", "cuda": "triton"})
     differs: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
@@ -121,15 +121,16 @@ def prepare(benchmark: Benchmark, case: Case, device: str, compiled: Compiled = 
     left_out = {name: rival for name, rival in rivals.items() if isinstance(rival, str)}
     if ours in left_out and compiled == "only":
         return Prepared({}, left_out)
-    truth = next((name for name in benchmark.truth if name in calls), None)
+    with exact_convolutions():
+        truth, wanted = _truth(benchmark, calls, left_out)
     if truth is None:
         missing = f"nothing to compare it with: no {' and no '.join(benchmark.truth)}"
-        return Prepared({}, left_out | dict.fromkeys(calls, missing))
+        raised = "" if isinstance(rivals.get(ours), str) else left_out.get(ours, "")
+        return Prepared({}, left_out | dict.fromkeys(calls, missing), raised)
     wanted_names = [name for name in calls if _is_wanted(benchmark, name, device, compiled)]
     left_out = {name: reason for name, reason in left_out.items() if _is_wanted(benchmark, name, device, compiled)}
     prepared = Prepared({name: calls[name] for name in wanted_names}, left_out)
     with exact_convolutions():
-        wanted = _tensors(calls[truth]())
         for name in [name for name in wanted_names if name != truth]:
             tolerance = None if name in benchmark.differs else benchmark.tolerance(device, **case.options)
             error = _error_of(calls[name], wanted, tolerance, f"{case.name}: {name}")
@@ -141,6 +142,21 @@ def prepare(benchmark: Benchmark, case: Case, device: str, compiled: Compiled = 
                 prepared.left_out[name] = _first_line(error)
             del prepared.calls[name]
     return prepared
+
+
+def _truth(
+    benchmark: Benchmark, calls: dict[str, Run], left_out: dict[str, str]
+) -> tuple[str | None, list[Tensor]]:
+    """The first truth that runs, and its result; those that raise move to ``left_out``."""
+    for name in benchmark.truth:
+        if name not in calls:
+            continue
+        try:
+            return name, _tensors(calls[name]())
+        except Exception as error:  # out of memory, say
+            left_out[name] = _first_line(error)
+            del calls[name]
+    return None, []
 
 
 def _is_wanted(benchmark: Benchmark, name: str, device: str, compiled: Compiled) -> bool:
@@ -164,6 +180,7 @@ def run(
     device: str = "cpu",
     wanted: str = "",
     *,
+    skipped: str = "",
     budget: float = 2.0,
     compiled: Compiled = "yes",
     dry: bool = False,
@@ -177,12 +194,14 @@ def run(
         benchmark: What to run.
         device: ``"cpu"`` or ``"cuda"``.
         wanted: Part of a case's name; empty: all of them.
+        skipped: Part of the names of cases to leave out; empty: none.
         budget: Seconds for each rival and case, and again for its graph.
         compiled: As for ``prepare``.
         dry: Take the tiny cases.
         keep: Called after every case with what there is.
     """
     cases = [case for case in benchmark.cases("dry" if dry else device) if wanted in case.name]
+    cases = [case for case in cases if not skipped or skipped not in case.name]
     notes = [*benchmark.notes, *(f"{name} is not compared: {what}." for name, what in benchmark.differs.items())]
     if device == "cuda":
         notes.append("Times are CUDA events around calls that follow each other, inputs rotated among sets.")
