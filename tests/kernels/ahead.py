@@ -102,6 +102,8 @@ def _pooled_attention() -> Iterator[tuple[str, Callable[[], object]]]:
     from fastinpaint_kernels import pooled_attention as kernels
 
     for dtype, width in (
+        (torch.bfloat16, 4),
+        (torch.float32, 4),
         (torch.bfloat16, 8),
         (torch.bfloat16, 16),
         (torch.bfloat16, 32),
@@ -179,7 +181,7 @@ def compile_all(capabilities: list[int]) -> Table:
 
     def compile_only(self, *args, grid, warmup, **kwargs):
         kernel = launch(self, *args, grid=grid, warmup=True, **kwargs)
-        sizes = {k: v for k, v in kwargs.items() if k.startswith("BLOCK") or k in ("num_warps", "num_stages")}
+        sizes = {k: v for k, v in kwargs.items() if k.startswith("BLOCK") or k in ("POLY", "num_warps", "num_stages")}
         chosen = " ".join(f"{name}={value}" for name, value in sorted(sizes.items()))
         table[f"{where} / {self.__name__} / {chosen} / sm_{driver.active.capability}"] = _resources(kernel)
 
