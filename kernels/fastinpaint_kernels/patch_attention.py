@@ -9,6 +9,7 @@ Precision. Scores, softmax and sums are float32 for every dtype; half-precision 
 products, and so do attention weights. float32 products follow ``torch.backends.cuda.matmul``.
 """
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -16,6 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastinpaint_kernels import _patch_flash
 from fastinpaint_kernels._launch import on_device_of
 
 NORM_FLOOR = 1e-4
@@ -29,7 +31,7 @@ _FLOOR = tl.constexpr(NORM_FLOOR)
 def _unfold_kernel(
     p_map,  # (B, C, H, W), any strides
     p_patches,  # out (B, rows, K, K, C)
-    p_inverse,  # out (B, rows) float32, 1 / max(norm, floor); with NORM
+    p_inverse,  # out (B, rows) float32, gain / max(norm, floor); with NORM
     s_map,  # strides of p_map
     height,
     width,
@@ -40,6 +42,7 @@ def _unfold_kernel(
     step,  # pixels between patches
     top,  # pixels that patch 0 reaches over the border
     left,
+    gain,
     K: tl.constexpr,
     FLIP: tl.constexpr,  # whether patches are turned by 180 degrees
     NORM: tl.constexpr,
@@ -70,7 +73,7 @@ def _unfold_kernel(
             if NORM:
                 b_square += tl.sum(b_block.to(tl.float32) * b_block.to(tl.float32), 1)
     if NORM:
-        tl.store(p_inverse + i_batch * rows + o_row, 1.0 / tl.maximum(tl.sqrt(b_square), _FLOOR), mask=m_row)
+        tl.store(p_inverse + i_batch * rows + o_row, gain / tl.maximum(tl.sqrt(b_square), _FLOOR), mask=m_row)
 
 
 @triton.jit
@@ -344,15 +347,33 @@ class _Problem:
         """Memory for the scores of queries (B, R, D): (B, R, M) float32."""
         return queries.new_empty((*queries.shape[:2], self.keys), dtype=torch.float32)
 
+    def attend_at_once(self, features: Tensor, lse: Tensor) -> Tensor:
+        """Weighted patches (B, N, D) of features (B, C, H, W); fills ``lse`` (B, N)."""
+        features = features.contiguous(memory_format=torch.channels_last)
+        keys, factor = self.unfold_keys(features, self.scale / math.log(2))
+        return _patch_flash.weighted_patches(features, keys, factor, lse, self.kernel_size)
+
+    def attend_in_chunks(self, features: Tensor, lse: Tensor) -> Tensor:
+        """The same from matrix products."""
+        keys, inverse = self.unfold_keys(features)
+        values = features.new_empty((features.shape[0], self.queries, self.depth))
+        for run in self.chunks(features.shape[0]):
+            queries = self.unfold_queries(features, run)
+            scores = _product(queries, keys.transpose(1, 2), self.scores(queries))
+            weights = self.softmax(scores, inverse, lse[:, run], features.dtype)
+            _product(weights, keys, values[:, run])
+            del queries, scores, weights  # before the next chunk asks for memory
+        return values
+
     def unfold_queries(self, features: Tensor, run: slice, *, flip: bool = False) -> Tensor:
         """(B, C, H, W) -> (B, len(run), D): patches around pixels."""
         pad = self.kernel_size // 2
         return self._unfold(features, run, self.width, 1, pad, pad, flip=flip)[0]
 
-    def unfold_keys(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, C, H, W) -> keys (B, M, D) and 1 / max(norm, floor) (B, M) float32."""
+    def unfold_keys(self, features: Tensor, gain: float = 1.0) -> tuple[Tensor, Tensor]:
+        """(B, C, H, W) -> keys (B, M, D) and gain / max(norm, floor) (B, M) float32."""
         run = slice(0, self.keys)
-        return self._unfold(features, run, self.columns, self.stride, self.top, self.left, norm=True)
+        return self._unfold(features, run, self.columns, self.stride, self.top, self.left, norm=True, gain=gain)
 
     def _unfold(
         self,
@@ -365,13 +386,14 @@ class _Problem:
         *,
         flip: bool = False,
         norm: bool = False,
+        gain: float = 1.0,
     ) -> tuple[Tensor, Tensor]:
         batch, rows = features.shape[0], run.stop - run.start
         patches = features.new_empty((batch, rows, self.depth))
         inverse = features.new_empty((batch, rows if norm else 0), dtype=torch.float32)
         _unfold_kernel[(batch * triton.cdiv(rows, 32),)](
             features, patches, inverse, features.stride(), self.height, self.width, self.channels,
-            run.start, rows, columns, step, top, left,
+            run.start, rows, columns, step, top, left, gain,
             K=self.kernel_size, FLIP=flip, NORM=norm, BLOCK_N=32, BLOCK_C=64, num_warps=4,
         )  # fmt: skip
         return patches, inverse
@@ -416,8 +438,24 @@ class _Problem:
         )
 
 
+def choose_path(dtype: torch.dtype, depth: int, capability: tuple[int, int] | None) -> str:
+    """The path of the forward pass: ``"flash"`` where it can run, else ``"bmm"``.
+
+    Args:
+        dtype: Of the features.
+        depth: Columns of a patch, k * k * C.
+        capability: Compute capability of the GPU; None on a CPU.
+    """
+    return "bmm" if capability is None or _patch_flash.gap(dtype, depth, capability) else "flash"
+
+
 def patch_attention_forward(
-    features: Tensor, kernel_size: int, stride: int, softmax_scale: float, overlap_add: bool
+    features: Tensor,
+    kernel_size: int,
+    stride: int,
+    softmax_scale: float,
+    overlap_add: bool,
+    path: str | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Attention of every pixel's patch over the patches at ``stride``, put back together.
 
@@ -427,28 +465,36 @@ def patch_attention_forward(
         stride: Distance of neighbouring keys in pixels.
         softmax_scale: Factor on the similarities.
         overlap_add: Whether patches are laid down where they lie, instead of turned by 180 degrees (the correlation).
+        path: ``"flash"``, one kernel from features to weighted patches; ``"bmm"``, chunks of scores between matrix
+            products of torch; None chooses.
 
     Returns:
         output (B, C, H, W) in the dtype and memory layout of ``features``, and for ``patch_attention_backward`` the
         log2 of each query's sum of exp(logit), (B, H * W) float32.
+
+    Raises:
+        ValueError: An unknown path, or one that cannot take these features.
     """
     problem = _Problem(features, kernel_size, stride, softmax_scale, overlap_add)
+    if path is None:
+        capability = torch.cuda.get_device_capability(features.device) if features.is_cuda else None
+        path = choose_path(features.dtype, problem.depth, capability)
+    elif path not in ("flash", "bmm"):
+        raise ValueError(f"path must be flash, bmm or None, got {path!r}")
+    elif path == "flash" and (gap := _patch_flash.gap(features.dtype, problem.depth, None)):
+        raise ValueError(f"path flash {gap}")
     output = torch.empty_like(features)
     lse = features.new_empty((problem.batch, problem.queries), dtype=torch.float32)
     if output.numel() == 0:
         return output, lse
     with on_device_of(features):
         for images in problem.images():
-            group = features[images]
-            keys, inverse = problem.unfold_keys(group)
-            values = group.new_empty((group.shape[0], problem.queries, problem.depth))
-            for run in problem.chunks(group.shape[0]):
-                queries = problem.unfold_queries(group, run)
-                scores = _product(queries, keys.transpose(1, 2), problem.scores(queries))
-                weights = problem.softmax(scores, inverse, lse[images, run], features.dtype)
-                _product(weights, keys, values[:, run])
-                del queries, scores, weights  # before the next chunk asks for memory
+            if path == "flash":
+                values = problem.attend_at_once(features[images], lse[images])
+            else:
+                values = problem.attend_in_chunks(features[images], lse[images])
             problem.fold(values, None, output[images], 0.25, flip=problem.flip)
+            del values  # before the next images ask for memory
     return output, lse
 
 
