@@ -21,6 +21,7 @@ from fastinpaint_kernels import patch_attention as kernels
 
 OPTIONS = (3, 2, 10.0, False)  # kernel size, stride, scale, overlap-add
 MAPS = ((64, 128), (128, 64), (256, 32))  # channels, side
+WORKSPACES = (62, 250)  # MiB; the first is what the kernels take
 TOLERANCE = 2e-2  # bfloat16 weights and patches between products
 Call = Callable[[], object]
 
@@ -85,14 +86,16 @@ def rows(channels: int, side: int, batch: int, device: str) -> list[str]:
         return kernels.patch_attention_backward(weight, features, lse, *OPTIONS)
 
     _, lse = forward("bmm")
-    for path in ("bmm", "flash"):
-        if path == "flash" and _patch_flash.gap(features.dtype, 9 * channels, None):
-            continue
-        try:
-            add(path, partial(forward, path), forward(path)[0], wanted)
-        except Exception as failure:  # the other path is still worth its row
-            lines.append(f"{batch:3d} x {side:3d}^2 x {channels:3d}  {path:14s} {type(failure).__name__}: {failure}")
-    add("backward", backward, backward(), wanted_grad)
+    for mebibytes in WORKSPACES:
+        kernels.WORKSPACE = mebibytes * 2**20
+        for path in ("bmm", "flash"):
+            if path == "flash" and _patch_flash.gap(features.dtype, 9 * channels, None):
+                continue
+            try:
+                add(f"{path} {mebibytes}", partial(forward, path), forward(path)[0], wanted)
+            except Exception as failure:  # the other rows are still worth having
+                lines.append(f"{batch} x {side}^2 x {channels}  {path}  {type(failure).__name__}: {failure}")
+        add(f"backward {mebibytes}", backward, backward(), wanted_grad)
     return lines
 
 

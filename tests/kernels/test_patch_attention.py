@@ -66,7 +66,7 @@ def test_chunks_do_not_matter(monkeypatch):
     features = torch.randn(2, 2, 5, 5)
     torch.manual_seed(1)
     whole = _check(features)
-    monkeypatch.setattr(kernels, "CHUNK", 4 * 9 * 20)  # one image, 20 queries at a time
+    monkeypatch.setattr(kernels, "WORKSPACE", 2000)  # one image, 6 to 9 queries at a time
     torch.manual_seed(1)
     for found, wanted in zip(_check(features), whole, strict=True):
         torch.testing.assert_close(found, wanted)
