@@ -134,6 +134,16 @@ def _patch_attention() -> Iterator[tuple[str, Callable[[], object]]]:
 
             yield f"{str(dtype).removeprefix('torch.')} {' x '.join(map(str, shape))}", run
 
+    for dtype, channels, side in ((torch.bfloat16, 64, 16), (torch.float16, 64, 16), (torch.bfloat16, 32, 15)):
+        if driver.active.capability != 90:
+            continue
+        features = torch.zeros(2, channels, side, side, dtype=dtype)
+
+        def run(features=features):
+            kernels.patch_attention_forward(features, 3, 2, 10.0, False, path="flash")
+
+        yield f"flash, {str(dtype).removeprefix('torch.')} {channels} x {side} x {side}", run
+
 
 def _instance_norm() -> Iterator[tuple[str, Callable[[], object]]]:
     from fastinpaint_kernels import instance_norm as kernels

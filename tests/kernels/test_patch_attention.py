@@ -66,7 +66,7 @@ def test_chunks_do_not_matter(monkeypatch):
     features = torch.randn(2, 2, 5, 5)
     torch.manual_seed(1)
     whole = _check(features)
-    monkeypatch.setattr(kernels, "CHUNK", 4 * 9 * 20)  # one image, 20 queries at a time
+    monkeypatch.setattr(kernels, "WORKSPACE", 2000)  # one image, 6 to 9 queries at a time
     torch.manual_seed(1)
     for found, wanted in zip(_check(features), whole, strict=True):
         torch.testing.assert_close(found, wanted)
@@ -80,6 +80,65 @@ def test_rows_of_scores_that_no_block_holds(monkeypatch):
     torch.manual_seed(1)
     for found, wanted in zip(_check(features), whole, strict=True):
         torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    ("shape", "kernel_size", "stride", "overlap_add"),
+    [
+        ((2, 8, 6, 7), 3, 2, False),  # columns cut into 64 and 8, fewer keys than a block
+        ((1, 8, 9, 11), 3, 1, True),  # the last of two blocks of queries and keys is not full
+        ((1, 64, 5, 4), 3, 2, False),  # the generator's 576 columns
+        ((1, 32, 16, 16), 1, 2, False),  # whole blocks
+        ((1, 8, 7, 5), 5, 3, True),
+    ],
+)
+def test_flash_path(shape, kernel_size, stride, overlap_add, dtype):
+    features = (torch.randn(shape) / 4).to(dtype)
+    arguments = (kernel_size, stride, 10.0, overlap_add)
+    output, lse = kernels.patch_attention_forward(features, *arguments, path="flash")
+    aggregation = "overlap_add" if overlap_add else "correlation"
+    wanted = reference.patch_attention(
+        features.double(), kernel_size=kernel_size, stride=stride, softmax_scale=10.0, aggregation=aggregation
+    )
+    assert relative_error(output.double(), wanted) <= TOLERANCE[dtype] / 2
+    torch.testing.assert_close(lse, kernels.patch_attention_forward(features, *arguments, path="bmm")[1])
+
+
+def test_flash_path_with_large_logits_and_any_layout():
+    features = 3 * torch.randn(1, 9, 10, 8).transpose(2, 3)[:, 1:].bfloat16()  # logits reach several hundreds
+    output, _ = kernels.patch_attention_forward(features, 3, 2, 10.0, False, path="flash")
+    wanted = reference.patch_attention(features.double())
+    assert relative_error(output.double(), wanted) <= TOLERANCE[torch.bfloat16] / 2
+    assert output.stride() == torch.empty_like(features).stride()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "depth", "capability", "path"),
+    [
+        (torch.bfloat16, 576, (9, 0), "flash"),
+        (torch.float16, 576, (9, 0), "flash"),
+        (torch.float32, 576, (9, 0), "bmm"),
+        (torch.bfloat16, 1152, (9, 0), "bmm"),
+        (torch.bfloat16, 330, (9, 0), "bmm"),
+        (torch.bfloat16, 18, (9, 0), "bmm"),
+        (torch.bfloat16, 576, (8, 0), "bmm"),
+        (torch.bfloat16, 576, (10, 0), "bmm"),
+        (torch.bfloat16, 576, None, "bmm"),
+    ],
+)
+def test_choice_of_path(dtype, depth, capability, path):
+    assert kernels.choose_path(dtype, depth, capability) == path
+
+
+def test_paths_that_cannot_serve():
+    features = torch.randn(1, 4, 4, 4)
+    with pytest.raises(ValueError, match="path must be flash, bmm or None, got 'best'"):
+        kernels.patch_attention_forward(features, 3, 2, 10.0, False, path="best")
+    with pytest.raises(ValueError, match=r"path flash takes bfloat16 and float16, got torch\.float32"):
+        kernels.patch_attention_forward(features, 3, 2, 10.0, False, path="flash")
+    with pytest.raises(ValueError, match="path flash takes patches of 32 to 576 columns, got 585"):
+        kernels.patch_attention_forward(features.new_zeros(1, 65, 4, 4).half(), 3, 2, 10.0, False, path="flash")
 
 
 def test_patches_below_the_norm_floor():
