@@ -144,9 +144,7 @@ def prepare(benchmark: Benchmark, case: Case, device: str, compiled: Compiled = 
     return prepared
 
 
-def _truth(
-    benchmark: Benchmark, calls: dict[str, Run], left_out: dict[str, str]
-) -> tuple[str | None, list[Tensor]]:
+def _truth(benchmark: Benchmark, calls: dict[str, Run], left_out: dict[str, str]) -> tuple[str | None, list[Tensor]]:
     """The first truth that runs, and its result; those that raise move to ``left_out``."""
     for name in benchmark.truth:
         if name not in calls:
