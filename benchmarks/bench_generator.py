@@ -1,7 +1,6 @@
 """The whole generator beside its three attentions, which must stay a small share of it."""
 
 import copy
-import inspect
 import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -67,8 +66,7 @@ def attention_inputs(run: Callable[[], object], generator: nn.Module) -> list[tu
 
     def catch(layer: nn.Module, args: tuple[Any, ...]) -> None:
         assert isinstance(layer, PooledAttention)
-        padded = {"padded": True} if "padded" in inspect.signature(layer.operands).parameters else {}
-        caught.append(layer.operands(args[0], **padded))
+        caught.append(layer.operands(args[0], padded=True))
 
     hooks = [m.register_forward_pre_hook(catch) for m in generator.modules() if isinstance(m, PooledAttention)]
     run()

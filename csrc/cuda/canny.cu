@@ -79,13 +79,14 @@ void launch_scales(const Tensor& image, const CannyLaunch& launch) {
   }
 }
 
-std::vector<Tensor> detect(const Tensor& image, const std::vector<int64_t>& sizes, double sigma, double low,
-                           double high, const std::optional<Tensor>& mask) {
+std::vector<Tensor> detect(const Tensor& image, const std::vector<int64_t>& sizes,
+                           const std::vector<double>& weights, double low, double high,
+                           const std::optional<Tensor>& mask) {
   check_on_device(image, image, "image");
   const ScalarType type = image.scalar_type();
   STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::Half || type == ScalarType::BFloat16,
                   "image must be Float, Half or BFloat16, got ", torch::headeronly::toString(type));
-  check_canny(image, sigma);
+  check_canny(image, weights);
   if (mask) {
     check_on_device(*mask, image, "mask");
     check_canny_mask(*mask, image);
@@ -103,19 +104,20 @@ std::vector<Tensor> detect(const Tensor& image, const std::vector<int64_t>& size
   for (size_t i = 0; i < targets.size(); i += kMaxScales) {
     const std::vector<CannyTarget> group(targets.begin() + i,
                                          targets.begin() + std::min(i + kMaxScales, targets.size()));
-    launch_scales(image, CannyLaunch(job, image.size(0), group, sigma));
+    launch_scales(image, CannyLaunch(job, image.size(0), group, weights));
   }
   return maps;
 }
 
-Tensor canny(const Tensor& image, double sigma, double low, double high, std::optional<Tensor> mask) {
+Tensor canny(const Tensor& image, std::vector<double> weights, double low, double high,
+             std::optional<Tensor> mask) {
   check_dim(image, 4, "image", "(B, 1 or 3, H, W)");
-  return detect(image, {image.size(2), image.size(3)}, sigma, low, high, mask)[0];
+  return detect(image, {image.size(2), image.size(3)}, weights, low, high, mask)[0];
 }
 
-std::vector<Tensor> canny_pyramid(const Tensor& image, std::vector<int64_t> sizes, double sigma, double low,
-                                  double high) {
-  return detect(image, sizes, sigma, low, high, std::nullopt);
+std::vector<Tensor> canny_pyramid(const Tensor& image, std::vector<int64_t> sizes,
+                                  std::vector<double> weights, double low, double high) {
+  return detect(image, sizes, weights, low, high, std::nullopt);
 }
 
 }  // namespace

@@ -96,9 +96,10 @@ def _triton_reason(devices: tuple[tuple[str, int | None], ...], dtypes: tuple[to
 
 
 def triton_reason(*tensors: torch.Tensor) -> str | None:
-    """Say why the Triton kernels cannot take these tensors; None when they can."""
+    """Say why the Triton kernels cannot take these tensors; None when they can. Bool maps count as bytes."""
     devices = tuple((tensor.device.type, tensor.device.index) for tensor in tensors)
-    return _triton_reason(devices, tuple(dict.fromkeys(tensor.dtype for tensor in tensors)))
+    dtypes = dict.fromkeys(tensor.dtype for tensor in tensors if tensor.dtype != torch.bool)
+    return _triton_reason(devices, tuple(dtypes))
 
 
 def ranked(device: torch.device, *, triton: str | None, native: str | None) -> dict[str, str | None]:

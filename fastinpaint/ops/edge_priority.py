@@ -9,6 +9,7 @@ from fastinpaint.ops import _backend, _checks
 from fastinpaint.reference import edge_priority as reference
 
 _OP = "edge_priority"
+_TRITON_REACH, _TRITON_PIXELS = 12, 2**31  # MAX_REACH of fastinpaint_kernels.edge_priority; of one map
 _NATIVE_REACH = 64  # pixels; kMaxBlurRadius of the extension
 
 
@@ -30,7 +31,8 @@ def edge_priority(
         kernel_size: Side of the kernel in pixels, odd.
         sigma: Standard deviation in pixels, above 0.
         iterations: Number of blurs, at least 0.
-        backend: ``"auto"``, ``"native"`` (blurs that reach 64 pixels or less) or ``"reference"``.
+        backend: ``"auto"``, ``"triton"`` (GPU; blurs that together reach 12 pixels or less, any dtype but float64),
+            ``"native"`` (CPU; 64 pixels or less) or ``"reference"``.
 
     Returns:
         (B, 1, H, W) in [0, 1] for edges in [0, 1]; the dtype of ``edges``, float32 for bool.
@@ -46,8 +48,12 @@ def edge_priority(
         raise ValueError(f"{_OP}: sigma must be above 0 pixels, got {sigma}")
     if iterations < 0:
         raise ValueError(f"{_OP}: iterations must be at least 0, got {iterations}")
-    native = _native_gap(edges, iterations * (kernel_size // 2))
-    if _backend.select(_OP, backend, {"native": native, "reference": None}) == "native":
+    reach = iterations * (kernel_size // 2)
+    gaps = {"triton": _triton_gap(edges, reach), "native": _native_gap(edges, reach)}
+    chosen = _backend.select(_OP, backend, _backend.ranked(edges.device, **gaps))
+    if chosen == "triton":
+        return torch.ops.fastinpaint_triton.edge_priority(edges, kernel_size, float(sigma), iterations)
+    if chosen == "native":
         return torch.ops.fastinpaint.edge_priority(
             edges.float() if boolean else edges, kernel_size, float(sigma), iterations
         )
@@ -57,25 +63,46 @@ def edge_priority(
         return reference.edge_priority(wide, kernel_size=kernel_size, sigma=sigma, iterations=iterations).to(dtype)
 
 
+def _triton_gap(edges: Tensor, reach: int) -> str | None:
+    if reach > _TRITON_REACH:
+        return f"the blurs reach {reach} pixels, above {_TRITON_REACH}"
+    if edges.shape[2] * edges.shape[3] >= _TRITON_PIXELS:
+        return f"it takes fewer than 2**31 pixels for each map, got {edges.shape[2]} x {edges.shape[3]}"
+    return _backend.triton_reason(edges)
+
+
 def _native_gap(edges: Tensor, reach: int) -> str | None:
     if reach > _NATIVE_REACH:
         return f"the blurs reach {reach} pixels, above {_NATIVE_REACH}"
     return _backend.native_reason(_OP, edges)
 
 
+@torch.library.custom_op("fastinpaint_triton::edge_priority", mutates_args=())
+def _triton(edges: Tensor, kernel_size: int, sigma: float, iterations: int) -> Tensor:
+    from fastinpaint_kernels import edge_priority as kernels
+
+    return kernels.edge_priority(edges, kernel_size, sigma, iterations)
+
+
 def _fake(edges: Tensor, kernel_size: int, sigma: float, iterations: int) -> Tensor:
-    return edges.new_empty(edges.shape)
+    return edges.new_empty(edges.shape, dtype=torch.float32 if edges.dtype == torch.bool else edges.dtype)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.options = inputs[1:]
 
 
-# The kernel is symmetric and the padding zero, so the blur is its own transpose.
-def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-    return torch.ops.fastinpaint.edge_priority(grad, *ctx.options), None, None, None
+def _register(namespace: str) -> None:
+    """Tell torch about the operator's shapes and gradient."""
+
+    # The kernel is symmetric and the padding zero, so the blur is its own transpose.
+    def run_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        return getattr(torch.ops, namespace).edge_priority(grad, *ctx.options), None, None, None
+
+    torch.library.register_fake(f"{namespace}::{_OP}", _fake)
+    torch.library.register_autograd(f"{namespace}::{_OP}", run_backward, setup_context=_save)
 
 
+_register("fastinpaint_triton")
 if _backend.has_native(_OP):
-    torch.library.register_fake("fastinpaint::edge_priority", _fake)
-    torch.library.register_autograd("fastinpaint::edge_priority", _backward, setup_context=_save)
+    _register("fastinpaint")

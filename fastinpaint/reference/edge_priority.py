@@ -1,23 +1,34 @@
-"""Priority mask: the truth for ``ops/edge_priority.py``."""
+"""Priority mask: the truth for ``ops/edge_priority.py``.
 
-import torch
+Sums of shifted views, not a convolution: weights made on the host would be a copy that waits for a GPU, and a GPU may
+round the operands of a convolution to TensorFloat-32.
+"""
+
+import math
+
 import torch.nn.functional as F
 from torch import Tensor
 
 
-def gaussian_kernel(kernel_size: int, sigma: float) -> Tensor:
-    """Sampled Gaussian of sum 1, float64 (kernel_size,), as ``cv2.getGaussianKernel`` gives for sigma > 0."""
-    offsets = torch.arange(kernel_size, dtype=torch.float64) - (kernel_size - 1) / 2
-    weights = torch.exp(-(offsets**2) / (2 * sigma**2))
-    return weights / weights.sum()
+def gaussian_weights(kernel_size: int, sigma: float) -> list[float]:
+    """Sampled Gaussian of sum 1, as ``cv2.getGaussianKernel`` gives for sigma > 0."""
+    middle = kernel_size // 2
+    deviations = [(position - middle) / sigma for position in range(kernel_size)]
+    weights = [math.exp(-0.5 * x * x) for x in deviations]
+    total = math.fsum(weights)
+    return [weight / total for weight in weights]
 
 
 def edge_priority(edges: Tensor, *, kernel_size: int = 5, sigma: float = 1.0, iterations: int = 2) -> Tensor:
     """(B, 1, H, W) -> (B, 1, H, W): the edge map blurred ``iterations`` times; see ``ops.edge_priority``."""
-    if edges.numel() == 0:
-        return edges.clone()
-    weights = gaussian_kernel(kernel_size, sigma)
-    kernel = torch.outer(weights, weights).to(edges.device, edges.dtype)[None, None]
+    weights = gaussian_weights(kernel_size, sigma)
+    radius = kernel_size // 2
+    blurred = edges.clone()
     for _ in range(iterations):
-        edges = F.conv2d(edges, kernel, padding=kernel_size // 2)
-    return edges
+        for axis, padding in ((2, (0, 0, radius, radius)), (3, (radius, radius, 0, 0))):
+            padded, size = F.pad(blurred, padding), blurred.shape[axis]
+            blurred = weights[radius] * padded.narrow(axis, radius, size)
+            for distance in range(1, radius + 1):
+                pair = padded.narrow(axis, radius - distance, size) + padded.narrow(axis, radius + distance, size)
+                blurred = blurred + weights[radius + distance] * pair
+    return blurred

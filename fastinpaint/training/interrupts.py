@@ -6,6 +6,8 @@ import signal
 import threading
 from types import FrameType, TracebackType
 
+import cv2
+
 
 class StopRequest:
     """Within the block, the first SIGINT (Ctrl-C) or SIGTERM only sets ``stopped``; a second one acts as usual.
@@ -38,6 +40,11 @@ class StopRequest:
         self._previous = {}
 
 
-def ignore_interrupts(worker: int) -> None:
-    """Let a data worker outlive Ctrl-C, which reaches every process of the terminal; the trainer ends it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def prepare_worker(worker: int) -> None:
+    """Let a data worker outlive signals that reach the trainer's whole process group; the trainer ends its workers.
+
+    OpenCV's own threads are off: workers are as many as cores, and its pool does not survive a fork.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    cv2.setNumThreads(0)

@@ -19,6 +19,7 @@ from torch import Tensor
 from fastinpaint_kernels._launch import on_device_of
 
 NORM_FLOOR = 1e-4
+WHOLE_ROW = 8192  # keys whose scores one block holds in registers
 CHUNK = 88 * 2**20  # bytes of scores that exist at a time: for 4096 keys, tiles of 128 x 192 for 132 multiprocessors
 _LOG2_E = tl.constexpr(1.4426950408889634)
 _FLOOR = tl.constexpr(NORM_FLOOR)
@@ -87,13 +88,13 @@ def _overlap(
         m_patch = m_patch & (o_x >= 0) & (o_x % step == 0) & (o_x // step < columns)
         o_patch = i_batch * rows * columns + o_y // step * columns + o_x // step
         o_block = (o_patch * (K * K) + tap)[:, None] * channels + o_channel[None, :]
-        b_sum += tl.load(p_patches + o_block, mask=mask & m_patch[:, None], other=0.0)
+        b_sum += tl.load(p_patches + o_block, mask=mask & m_patch[:, None], other=0.0).to(tl.float32)
     return b_sum
 
 
 @triton.jit
 def _fold_kernel(
-    p_queries,  # (B, H * W, K, K, C) float32, patches around all pixels
+    p_queries,  # (B, H * W, K, K, C), patches around all pixels
     p_keys,  # (B, rows * columns, K, K, C) float32, patches of the grid of keys; with KEYS
     p_map,  # out (B, C, H, W), any strides
     s_map,
@@ -147,49 +148,14 @@ def _logits(p_scores, p_inverse, o_rows, m_row, first, scale, keys, BLOCK_M: tl.
 def _softmax_kernel(
     p_scores,  # (B, R, M) float32
     p_inverse,  # (B, M) float32
-    p_weights,  # out (B, R, M)
+    p_weights,  # out (B, R, M), rows ``s_row`` apart; may lie in the memory of p_scores where WHOLE
     p_lse,  # out (B, R) float32, log2 of the sum of exp(logit)
     s_lse,  # stride of its batch
+    s_row,
     scale,  # logit = scale * score * inverse
     rows,
     keys,
-    BLOCK_N: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-):
-    blocks = tl.cdiv(rows, BLOCK_N)
-    i_batch = (tl.program_id(0) // blocks).to(tl.int64)
-    o_row = tl.program_id(0) % blocks * BLOCK_N + tl.arange(0, BLOCK_N)
-    o_rows = (i_batch * rows + o_row) * keys
-    p_inverse += i_batch * keys
-    b_max = tl.full((BLOCK_N, BLOCK_M), -3.0e38, tl.float32)  # lanes without a key stay finite
-    b_sum = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
-    for first in range(0, keys, BLOCK_M):
-        b_logit, _, _, _ = _logits(p_scores, p_inverse, o_rows, o_row < rows, first, scale, keys, BLOCK_M)
-        b_larger = tl.maximum(b_max, b_logit)
-        b_sum = b_sum * tl.exp2(b_max - b_larger) + tl.exp2(b_logit - b_larger)
-        b_max = b_larger
-    b_largest = tl.max(b_max, 1)
-    b_lse = b_largest + tl.log2(tl.sum(b_sum * tl.exp2(b_max - b_largest[:, None]), 1))
-    tl.store(p_lse + i_batch * s_lse + o_row, b_lse, mask=o_row < rows)
-    for first in range(0, keys, BLOCK_M):
-        b_logit, _, o_block, m_block = _logits(p_scores, p_inverse, o_rows, o_row < rows, first, scale, keys, BLOCK_M)
-        b_weight = tl.exp2(b_logit - b_lse[:, None])
-        tl.store(p_weights + o_block, b_weight.to(p_weights.dtype.element_ty), mask=m_block)
-
-
-@triton.jit
-def _slope_kernel(
-    p_scores,  # (B, R, M) float32
-    p_inverse,  # (B, M) float32
-    p_lse,  # (B, R) float32
-    p_grad_weights,  # (B, R, M) float32
-    p_weights,  # out (B, R, M)
-    p_slopes,  # out (B, R, M), gradient of the scores
-    s_lse,
-    scale,
-    factor,  # on p_grad_weights
-    rows,
-    keys,
+    WHOLE: tl.constexpr,  # whether BLOCK_M covers all keys: each score is read once
     BLOCK_N: tl.constexpr,
     BLOCK_M: tl.constexpr,
 ):
@@ -198,20 +164,87 @@ def _slope_kernel(
     o_row = tl.program_id(0) % blocks * BLOCK_N + tl.arange(0, BLOCK_N)
     m_row = o_row < rows
     o_rows = (i_batch * rows + o_row) * keys
+    p_rows = p_weights + ((i_batch * rows + o_row) * s_row)[:, None]
+    p_inverse += i_batch * keys
+    if WHOLE:
+        b_logit, _, _, m_block = _logits(p_scores, p_inverse, o_rows, m_row, 0, scale, keys, BLOCK_M)
+        b_max = tl.max(b_logit, 1)
+        b_weight = tl.exp2(b_logit - b_max[:, None])
+        b_sum = tl.sum(b_weight, 1)
+        tl.store(p_lse + i_batch * s_lse + o_row, b_max + tl.log2(b_sum), mask=m_row)
+        b_weight *= (1.0 / b_sum)[:, None]
+        tl.debug_barrier()  # all scores are read before weights may take their place
+        tl.store(p_rows + tl.arange(0, BLOCK_M)[None, :], b_weight.to(p_weights.dtype.element_ty), mask=m_block)
+    else:
+        b_max = tl.full((BLOCK_N, BLOCK_M), -3.0e38, tl.float32)  # lanes without a key stay finite
+        b_sum = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
+        for first in range(0, keys, BLOCK_M):
+            b_logit, _, _, _ = _logits(p_scores, p_inverse, o_rows, m_row, first, scale, keys, BLOCK_M)
+            b_larger = tl.maximum(b_max, b_logit)
+            b_sum = b_sum * tl.exp2(b_max - b_larger) + tl.exp2(b_logit - b_larger)
+            b_max = b_larger
+        b_largest = tl.max(b_max, 1)
+        b_lse = b_largest + tl.log2(tl.sum(b_sum * tl.exp2(b_max - b_largest[:, None]), 1))
+        tl.store(p_lse + i_batch * s_lse + o_row, b_lse, mask=m_row)
+        for first in range(0, keys, BLOCK_M):
+            b_logit, _, _, m_block = _logits(p_scores, p_inverse, o_rows, m_row, first, scale, keys, BLOCK_M)
+            b_weight = tl.exp2(b_logit - b_lse[:, None]).to(p_weights.dtype.element_ty)
+            tl.store(p_rows + (first + tl.arange(0, BLOCK_M))[None, :], b_weight, mask=m_block)
+
+
+@triton.jit
+def _slope_kernel(
+    p_scores,  # (B, R, M) float32
+    p_inverse,  # (B, M) float32
+    p_lse,  # (B, R) float32
+    p_grad_weights,  # (B, R, M) float32
+    p_weights,  # out (B, R, M), rows ``s_row`` apart; may lie in the memory of p_scores where WHOLE
+    p_slopes,  # out (B, R, M) likewise, gradient of the scores; may lie in that of p_grad_weights
+    s_lse,
+    s_row,
+    scale,
+    factor,  # on p_grad_weights
+    rows,
+    keys,
+    WHOLE: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+):
+    blocks = tl.cdiv(rows, BLOCK_N)
+    i_batch = (tl.program_id(0) // blocks).to(tl.int64)
+    o_row = tl.program_id(0) % blocks * BLOCK_N + tl.arange(0, BLOCK_N)
+    m_row = o_row < rows
+    o_rows = (i_batch * rows + o_row) * keys
+    o_outs = ((i_batch * rows + o_row) * s_row)[:, None]
     p_inverse += i_batch * keys
     b_lse = tl.load(p_lse + i_batch * s_lse + o_row, mask=m_row, other=0.0)
-    b_delta = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
-    for first in range(0, keys, BLOCK_M):
-        b_logit, _, o_block, m_block = _logits(p_scores, p_inverse, o_rows, m_row, first, scale, keys, BLOCK_M)
+    if WHOLE:
+        b_logit, b_factor, o_block, m_block = _logits(p_scores, p_inverse, o_rows, m_row, 0, scale, keys, BLOCK_M)
+        b_slope = tl.load(p_grad_weights + o_block, mask=m_block, other=0.0)
         b_weight = tl.exp2(b_logit - b_lse[:, None])
-        b_delta += b_weight * tl.load(p_grad_weights + o_block, mask=m_block, other=0.0)
-        tl.store(p_weights + o_block, b_weight.to(p_weights.dtype.element_ty), mask=m_block)
-    b_mean = tl.sum(b_delta, 1)
-    for first in range(0, keys, BLOCK_M):
-        b_logit, b_factor, o_block, m_block = _logits(p_scores, p_inverse, o_rows, m_row, first, scale, keys, BLOCK_M)
-        b_slope = tl.load(p_grad_weights + o_block, mask=m_block, other=0.0) - b_mean[:, None]
-        b_slope *= (factor / _LOG2_E) * b_factor[None, :] * tl.exp2(b_logit - b_lse[:, None])
-        tl.store(p_slopes + o_block, b_slope.to(p_slopes.dtype.element_ty), mask=m_block)
+        b_mean = tl.sum(b_weight * b_slope, 1)
+        b_slope = (b_slope - b_mean[:, None]) * b_weight * ((factor / _LOG2_E) * b_factor[None, :])
+        tl.debug_barrier()  # all scores are read before weights may take their place
+        o_out = o_outs + tl.arange(0, BLOCK_M)[None, :]
+        tl.store(p_weights + o_out, b_weight.to(p_weights.dtype.element_ty), mask=m_block)
+        tl.store(p_slopes + o_out, b_slope.to(p_slopes.dtype.element_ty), mask=m_block)
+    else:
+        b_delta = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
+        for first in range(0, keys, BLOCK_M):
+            b_logit, _, o_block, m_block = _logits(p_scores, p_inverse, o_rows, m_row, first, scale, keys, BLOCK_M)
+            b_weight = tl.exp2(b_logit - b_lse[:, None])
+            b_delta += b_weight * tl.load(p_grad_weights + o_block, mask=m_block, other=0.0)
+            o_out = o_outs + (first + tl.arange(0, BLOCK_M))[None, :]
+            tl.store(p_weights + o_out, b_weight.to(p_weights.dtype.element_ty), mask=m_block)
+        b_mean = tl.sum(b_delta, 1)
+        for first in range(0, keys, BLOCK_M):
+            b_logit, b_factor, o_block, m_block = _logits(
+                p_scores, p_inverse, o_rows, m_row, first, scale, keys, BLOCK_M
+            )
+            b_slope = tl.load(p_grad_weights + o_block, mask=m_block, other=0.0) - b_mean[:, None]
+            b_slope *= (factor / _LOG2_E) * b_factor[None, :] * tl.exp2(b_logit - b_lse[:, None])
+            o_out = o_outs + (first + tl.arange(0, BLOCK_M))[None, :]
+            tl.store(p_slopes + o_out, b_slope.to(p_slopes.dtype.element_ty), mask=m_block)
 
 
 @triton.jit
@@ -249,13 +282,39 @@ def _axis(size: int, kernel_size: int, stride: int) -> tuple[int, int]:
     return count, max((count - 1) * stride + kernel_size - size, 0) // 2
 
 
-def _product(left: Tensor, right: Tensor) -> Tensor:
-    """(B, R, K) (B, K, S) -> (B, R, S), summed and returned in float32."""
-    if left.dtype == torch.float32:
-        return torch.bmm(left, right)
+def _product(left: Tensor, right: Tensor, out: Tensor) -> Tensor:
+    """(B, R, K) (B, K, S) -> ``out`` (B, R, S), its rows any distance apart, summed in float32."""
+    if left.dtype == out.dtype:
+        return torch.bmm(left, right, out=out)
     if left.is_cuda:
-        return torch.bmm(left, right, out_dtype=torch.float32)
-    return torch.bmm(left.float(), right.float())
+        return torch.bmm(left, right, out_dtype=out.dtype, out=out)
+    return out.copy_(torch.bmm(left.float(), right.float()))
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """Add (B, R, K) (B, K, S) to ``total`` (B, R, S) float32, without a tensor for the product."""
+    if left.dtype == total.dtype:
+        torch.baddbmm(total, left, right, out=total)
+    elif left.is_cuda:
+        torch.baddbmm(total, left, right, out_dtype=total.dtype, out=total)
+    else:
+        total.baddbmm_(left.float(), right.float())
+
+
+def _row_blocks(keys: int) -> tuple[bool, int, int, int]:
+    """Whether one block holds a row of scores, rows and keys in a block, warps: 32 scores a thread."""
+    block = max(triton.next_power_of_2(keys), 64)
+    if block > WHOLE_ROW:
+        return False, 8, 256, 4
+    rows = max(4096 // block, 1)
+    return True, rows, block, 4 if rows * block <= 4096 else 8
+
+
+def _overlay(scores: Tensor, dtype: torch.dtype, whole: bool) -> Tensor:
+    """(B, R, M) of ``dtype`` at the start of each row of the scores (B, R, M) float32; elsewhere, if not ``whole``."""
+    if not whole:
+        return torch.empty_like(scores, dtype=dtype)
+    return scores.view(dtype)[..., : scores.shape[2]]
 
 
 class _Problem:
@@ -280,6 +339,10 @@ class _Problem:
         """Runs of queries whose scores stay below ``CHUNK`` bytes."""
         count = max(CHUNK // (4 * images * self.keys), 1)
         return (slice(first, min(first + count, self.queries)) for first in range(0, self.queries, count))
+
+    def scores(self, queries: Tensor) -> Tensor:
+        """Memory for the scores of queries (B, R, D): (B, R, M) float32."""
+        return queries.new_empty((*queries.shape[:2], self.keys), dtype=torch.float32)
 
     def unfold_queries(self, features: Tensor, run: slice, *, flip: bool = False) -> Tensor:
         """(B, C, H, W) -> (B, len(run), D): patches around pixels."""
@@ -323,23 +386,26 @@ class _Problem:
         )  # fmt: skip
 
     def softmax(self, scores: Tensor, inverse: Tensor, lse: Tensor, dtype: torch.dtype) -> Tensor:
-        """Scores (B, R, M) -> weights; fills ``lse`` (B, R)."""
-        weights = torch.empty_like(scores, dtype=dtype)
+        """Scores (B, R, M) float32 -> weights, in the memory of the scores where it can be; fills ``lse`` (B, R)."""
         batch, rows, keys = scores.shape
-        _softmax_kernel[(batch * triton.cdiv(rows, 8),)](
-            scores, inverse, weights, lse, lse.stride(0), self.scale, rows, keys, BLOCK_N=8, BLOCK_M=256, num_warps=4
-        )
+        whole, block_rows, block_keys, warps = _row_blocks(keys)
+        weights = _overlay(scores, dtype, whole)
+        _softmax_kernel[(batch * triton.cdiv(rows, block_rows),)](
+            scores, inverse, weights, lse, lse.stride(0), weights.stride(1), self.scale, rows, keys,
+            WHOLE=whole, BLOCK_N=block_rows, BLOCK_M=block_keys, num_warps=warps,
+        )  # fmt: skip
         return weights
 
     def slopes(
         self, scores: Tensor, inverse: Tensor, lse: Tensor, grad_weights: Tensor, dtype: torch.dtype
     ) -> tuple[Tensor, Tensor]:
-        """Weights and the gradient of the scores, both (B, R, M)."""
-        weights, slopes = torch.empty_like(scores, dtype=dtype), torch.empty_like(scores, dtype=dtype)
+        """Weights and the gradient of the scores, both (B, R, M), in the memory of the scores and ``grad_weights``."""
         batch, rows, keys = scores.shape
-        _slope_kernel[(batch * triton.cdiv(rows, 8),)](
-            scores, inverse, lse, grad_weights, weights, slopes, lse.stride(0), self.scale, 0.25, rows, keys,
-            BLOCK_N=8, BLOCK_M=256, num_warps=4,
+        whole, block_rows, block_keys, warps = _row_blocks(keys)
+        weights, slopes = _overlay(scores, dtype, whole), _overlay(grad_weights, dtype, whole)
+        _slope_kernel[(batch * triton.cdiv(rows, block_rows),)](
+            scores, inverse, lse, grad_weights, weights, slopes, lse.stride(0), weights.stride(1),
+            self.scale, 0.25, rows, keys, WHOLE=whole, BLOCK_N=block_rows, BLOCK_M=block_keys, num_warps=warps,
         )  # fmt: skip
         return weights, slopes
 
@@ -375,11 +441,13 @@ def patch_attention_forward(
         for images in problem.images():
             group = features[images]
             keys, inverse = problem.unfold_keys(group)
-            values = group.new_empty((group.shape[0], problem.queries, problem.depth), dtype=torch.float32)
+            values = group.new_empty((group.shape[0], problem.queries, problem.depth))
             for run in problem.chunks(group.shape[0]):
-                scores = _product(problem.unfold_queries(group, run), keys.transpose(1, 2))
+                queries = problem.unfold_queries(group, run)
+                scores = _product(queries, keys.transpose(1, 2), problem.scores(queries))
                 weights = problem.softmax(scores, inverse, lse[images, run], features.dtype)
-                values[:, run] = _product(weights, keys)
+                _product(weights, keys, values[:, run])
+                del queries, scores, weights  # before the next chunk asks for memory
             problem.fold(values, None, output[images], 0.25, flip=problem.flip)
     return output, lse
 
@@ -407,12 +475,13 @@ def patch_attention_backward(
             for run in problem.chunks(group.shape[0]):
                 queries = problem.unfold_queries(group, run)
                 laid = problem.unfold_queries(grad_output[images], run, flip=problem.flip)
-                scores = _product(queries, keys.transpose(1, 2))
-                grad_weights = _product(laid, keys.transpose(1, 2))
+                scores = _product(queries, keys.transpose(1, 2), problem.scores(queries))
+                grad_weights = _product(laid, keys.transpose(1, 2), problem.scores(queries))
                 weights, slopes = problem.slopes(scores, inverse, lse[images, run], grad_weights, features.dtype)
-                grad_queries[:, run] = _product(slopes, keys)
-                grad_scores += _product(slopes.transpose(1, 2), queries)
-                grad_values += _product(weights.transpose(1, 2), laid)
+                _product(slopes, keys, grad_queries[:, run])
+                _add_product(grad_scores, slopes.transpose(1, 2), queries)
+                _add_product(grad_values, weights.transpose(1, 2), laid)
+                del queries, laid, scores, grad_weights, weights, slopes  # before the next chunk asks for memory
             problem.key_gradient(keys, grad_scores, grad_values)
             problem.fold(grad_queries, grad_values, grad[images], 1.0, flip=False)
     return grad

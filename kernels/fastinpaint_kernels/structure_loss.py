@@ -151,31 +151,35 @@ def _forward_kernel(
     tiles = tl.cdiv(height, BLOCK_H) * columns
     i_batch = (i_tile // tiles).to(tl.int64)
     first_y = i_tile % tiles // columns * BLOCK_H
-    o_y = first_y + tl.arange(0, BLOCK_H)
-    o_x = i_tile % tiles % columns * BLOCK_W + tl.arange(0, BLOCK_W)
-    m_tile = (o_y < height)[:, None] & (o_x < width)[None, :]
-    o_tile = (o_y * width)[:, None] + o_x[None, :]
+    first_x = i_tile % tiles % columns * BLOCK_W
+    # One flat axis: with two, Triton may let the lanes of a warp run down a column.
+    o_flat = tl.arange(0, BLOCK_H * BLOCK_W)
+    o_y = first_y + o_flat // BLOCK_W
+    o_x = first_x + o_flat % BLOCK_W
+    m_tile = (o_y < height) & (o_x < width)
+    o_tile = o_y * width + o_x
     o_image = i_batch * height * width
 
     p_map = _pick(p_edges, i_scale, SCALES) + o_image
-    b_priority = _priority(p_map, first_y, o_x, height, width, BLOCK_H, BLOCK_W, ROWS)
-    b_priority = tl.where(m_tile, b_priority, 0.0)
+    o_column = first_x + tl.arange(0, BLOCK_W)
+    b_priority = _priority(p_map, first_y, o_column, height, width, BLOCK_H, BLOCK_W, ROWS)
+    b_priority = tl.where(m_tile, tl.reshape(b_priority, (BLOCK_H * BLOCK_W,)), 0.0)
 
     PIXEL: tl.constexpr = 3 if IMAGE_LAST else 1
     row = image_width * PIXEL
-    o_up = (_source(o_y - 1, height, image_height, WHOLE) * row)[:, None]
-    o_middle = (_source(o_y, height, image_height, WHOLE) * row)[:, None]
-    o_down = (_source(o_y + 1, height, image_height, WHOLE) * row)[:, None]
-    o_left = (_source(o_x - 1, width, image_width, WHOLE) * PIXEL)[None, :]
-    o_centre = (_source(o_x, width, image_width, WHOLE) * PIXEL)[None, :]
-    o_right = (_source(o_x + 1, width, image_width, WHOLE) * PIXEL)[None, :]
+    o_up = _source(o_y - 1, height, image_height, WHOLE) * row
+    o_middle = _source(o_y, height, image_height, WHOLE) * row
+    o_down = _source(o_y + 1, height, image_height, WHOLE) * row
+    o_left = _source(o_x - 1, width, image_width, WHOLE) * PIXEL
+    o_centre = _source(o_x, width, image_width, WHOLE) * PIXEL
+    o_right = _source(o_x + 1, width, image_width, WHOLE) * PIXEL
     p_channel = p_image + i_batch * 3 * image_height * image_width
     p_prediction = _pick(p_predictions, i_scale, SCALES) + 6 * o_image
     o_prediction = o_tile * (6 if PREDICTIONS_LAST else 1)
     next_gradient = 1 if PREDICTIONS_LAST else height * width
 
-    b_errors = tl.zeros((BLOCK_H, BLOCK_W), tl.float32)
-    b_signs = tl.zeros((BLOCK_H, BLOCK_W), tl.int32)
+    b_errors = tl.zeros((BLOCK_H * BLOCK_W,), tl.float32)
+    b_signs = tl.zeros((BLOCK_H * BLOCK_W,), tl.int32)
     for i_channel in range(3):
         b_dy, b_dx = _sobel(p_channel, o_up, o_middle, o_down, o_left, o_centre, o_right, m_tile)
         b_error, b_sign = _error(p_prediction + o_prediction, b_dy, m_tile)

@@ -72,6 +72,16 @@ def test_chunks_do_not_matter(monkeypatch):
         torch.testing.assert_close(found, wanted)
 
 
+def test_rows_of_scores_that_no_block_holds(monkeypatch):
+    features = torch.randn(1, 2, 5, 7) / 3
+    torch.manual_seed(1)
+    whole = _check(features)
+    monkeypatch.setattr(kernels, "WHOLE_ROW", 32)
+    torch.manual_seed(1)
+    for found, wanted in zip(_check(features), whole, strict=True):
+        torch.testing.assert_close(found, wanted)
+
+
 def test_patches_below_the_norm_floor():
     features = torch.randn(1, 2, 7, 8)
     features[..., :5] *= 1e-6
