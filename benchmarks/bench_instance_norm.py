@@ -1,5 +1,7 @@
 """Instance norm, ReLU and the next convolution's reflect padding against eager PyTorch and torch.compile."""
 
+from importlib import import_module
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -73,8 +75,7 @@ def rivals(
         return (F.pad(result, (padding,) * 4, mode="reflect") if padding else result).to(dtype)
 
     def ours() -> Tensor:
-        from fastinpaint.ops.instance_norm import instance_norm
-
+        instance_norm = import_module("fastinpaint.ops.instance_norm").instance_norm
         result: Tensor = instance_norm(
             maps[0], *affine, EPS, residual=added, relu=added is None, padding=padding, backend=name
         )

@@ -130,5 +130,7 @@ BENCHMARK = Benchmark(
     rivals=rivals,
     truth=("eager", "scaled_dot_product_attention"),
     tolerance=lambda _, dtype, **__: 2e-5 if dtype == torch.float32 else 3e-2,
-    notes=("On a GPU SDPA is given heads padded by zeros to a multiple of 8, which its kernels want; the padding counts.",),
+    notes=(
+        "On a GPU SDPA is given heads padded by zeros to a multiple of 8, which its kernels want; the padding counts.",
+    ),
 )

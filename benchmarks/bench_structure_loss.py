@@ -19,7 +19,7 @@ def cases(device: str) -> list[Case]:
         kinds = [(float32, True), (bfloat16, True), (float32, False)]
         rows = [(batch, 256, dtype, backward) for batch in (16, 64) for dtype, backward in kinds]
     elif device == "dry":
-        rows = [(1, 16, bfloat16, True)]
+        rows = [(1, 8, bfloat16, True)]
     else:
         rows = [(batch, side, float32, True) for batch in (8, 1) for side in (64, 128, 256, 512, 1024)]
         rows += [(8, 256, float32, False), (8, 256, bfloat16, True)]

@@ -62,10 +62,12 @@ def cases(device: str) -> list[Case]:
     settings = {
         "cpu": [Setting("cpu", 8, 96, 16, float32)],
         "cuda": [Setting("cuda", 16, 256, 64, dtype) for dtype in (bfloat16, float32)],
-        "dry": [Setting("cuda", 1, 16, 8, bfloat16)],
+        "dry": [Setting("cuda", 1, 16, 8, dtype) for dtype in (float32, bfloat16)],
     }[device]
     parts = PARTS if device != "dry" else (*PARTS[:1], *PARTS[3:5], *PARTS[-2:])
-    return [_case(s, WHOLE) for s in settings] + [_case(settings[0], f"part: {part}") for part in parts]
+    wholes = settings[:1] if device == "dry" else settings  # VGG-19 in bfloat16 takes a CPU seconds
+    by_part = settings[-1] if device == "dry" else settings[0]
+    return [_case(s, WHOLE) for s in wholes] + [_case(by_part, f"part: {part}") for part in parts]
 
 
 def _case(setting: Setting, part: str) -> Case:
@@ -241,7 +243,7 @@ def _part(shop: Workshop, part: str) -> Callable[[], Sequence[Tensor]]:
     }
     if part in whole:
         return whole[part]
-    numbers = {name: 0.0 for name, value in vars(LossWeights()).items() if isinstance(value, float)}
+    numbers: dict[str, Any] = {name: 0.0 for name, value in vars(LossWeights()).items() if isinstance(value, float)}
     numbers |= {name: getattr(LossWeights(), name) for name in GROUPS[part]}
     objective = InpaintObjective(LossWeights(**numbers), learner.objective.features)
 
@@ -261,7 +263,7 @@ def _with_gradients(values: Sequence[Tensor], leaves: Iterable[Tensor], slopes: 
 def tolerance(device: str, setting: Setting, part: str) -> float | None:
     """Losses agree closely; gradients of whole networks differ with every rounding before them."""
     if part in (WHOLE, "L1", "input assembly", "Canny at three scales"):
-        return 2e-2 if setting.dtype == torch.bfloat16 else 2e-3
+        return 0.1 if setting.dtype == torch.bfloat16 else 1e-2
     return None
 
 
@@ -273,8 +275,8 @@ BENCHMARK = Benchmark(
     truth=("eager", "ours"),
     tolerance=tolerance,
     notes=(
-        "Ours is channels-last on CUDA, eager contiguous by the reference backends; attention's gamma is 1. bfloat16 is "
-        "autocast; float32 convolutions may use TensorFloat-32, as torch has it by default.",
+        "Ours is channels-last on CUDA, eager contiguous by the reference backends; attention's gamma is 1. "
+        "bfloat16 is autocast; float32 convolutions may use TensorFloat-32, as torch has it by default.",
         "The terms of the first step are compared, not the gradients of whole networks. Losses: forward and backward "
         "to the generator's maps.",
     ),

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from functools import cache
 from importlib import metadata
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -116,15 +117,13 @@ def _gpu_ceilings(elements: int = 2**28, side: int = 8192) -> Ceilings:
             run()
         events[-1].record()
         torch.cuda.synchronize()
-        pairs = zip(events, events[1:], strict=False)
-        return float(statistics.median(start.elapsed_time(end) for start, end in pairs)) / 1e3
+        return float(statistics.median(start.elapsed_time(end) for start, end in pairwise(events))) / 1e3
 
     if stand_in.installed():
         elements, side = 2**16, 64
     source = torch.rand(elements, device="cuda")
     target = torch.empty_like(source)
     copied = 2 * source.numel() * source.element_size() / median(lambda: target.copy_(source))
-    del source, target
     rates = {}
     allowed = torch.backends.cuda.matmul.allow_tf32
     for name, dtype in (("bfloat16", torch.bfloat16), ("tf32", torch.float32), ("float32", torch.float32)):
@@ -244,10 +243,12 @@ def main() -> None:
     if options.device == "cuda":
         properties = torch.cuda.get_device_properties("cuda")
         memory = properties.total_memory / 2**30
-        print(f"{properties.multi_processor_count} multiprocessors, L2 {properties.L2_cache_size / 2**20:.0f} MiB, {memory:.0f} GiB")
+        cache = properties.L2_cache_size / 2**20
+        print(f"{properties.multi_processor_count} multiprocessors, L2 {cache:.0f} MiB, {memory:.0f} GiB")
         print(clocks_under_load())
     products = ", ".join(f"{dtype} {rate / 1e12:.4g}" for dtype, rate in rates.flops_per_second.items())
-    print(f"copy {rates.bytes_per_second / 1e12:.3f} TB/s; TFLOP/s: {products}; exp {rates.exponentials_per_second / 1e12:.3g} T/s")
+    exponentials = f"exp {rates.exponentials_per_second / 1e12:.3g} T/s"
+    print(f"copy {rates.bytes_per_second / 1e12:.3f} TB/s; TFLOP/s: {products}; {exponentials}")
 
 
 if __name__ == "__main__":

@@ -167,12 +167,20 @@ def compact(results: Results) -> str:
             if results.rate:
                 text += f" {1e6 / row.microseconds(timed):,.0f}/s"
             cells.append(text)
+        if best and row.left_out.get(results.ours + GRAPH):
+            cells.append(f"no graph of ours: {row.left_out[results.ours + GRAPH][:120]}")
+        lost = [name for name in row.left_out if not _of(name, results.ours) and not name.endswith(GRAPH)]
+        cells += [f"without {', '.join(f'{name} ({row.left_out[name][:40]})' for name in lost)}"] if lost else []
         if row.failed:
             cells.insert(0, f"FAILED {row.failed}")
         elif not best:
             cells.insert(0, f"{results.ours} not run: {row.left_out.get(results.ours, 'unknown')[:200]}")
         lines.append(f"{row.case}: {' | '.join(cells)}")
     return "\n".join(lines)
+
+
+def _of(name: str, rival: str) -> bool:
+    return name in (rival, rival + GRAPH)
 
 
 def _cell(row: Row, name: str, ours: str) -> str:

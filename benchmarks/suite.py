@@ -144,9 +144,7 @@ def prepare(benchmark: Benchmark, case: Case, device: str, compiled: Compiled = 
     return prepared
 
 
-def _truth(
-    benchmark: Benchmark, calls: dict[str, Run], left_out: dict[str, str]
-) -> tuple[str | None, list[Tensor]]:
+def _truth(benchmark: Benchmark, calls: dict[str, Run], left_out: dict[str, str]) -> tuple[str | None, list[Tensor]]:
     """The first truth that runs, and its result; those that raise move to ``left_out``."""
     for name in benchmark.truth:
         if name not in calls:
@@ -245,7 +243,7 @@ def _row(benchmark: Benchmark, case: Case, device: str, budget: float, compiled:
 
 def _other_sets(benchmark: Benchmark, case: Case, device: str) -> list[Rivals]:
     """The same rivals on other inputs, so many that all of them together do not fit the L2 cache."""
-    sets = min(2 if stand_in.installed() else benchmark.sets, math.ceil(BEYOND_CACHES / case.work.bytes))
+    sets = min(1 if stand_in.installed() else benchmark.sets, math.ceil(BEYOND_CACHES / case.work.bytes))
     rivals = []
     for number in range(1, sets):
         torch.manual_seed(number)

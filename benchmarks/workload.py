@@ -7,12 +7,18 @@ follow a ``spin_kernel``; its tuning is done before. For the sanitizers sizes ar
 import argparse
 import time
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 import torch
 
-import fastinpaint as fi
 from benchmarks import stand_in
+from fastinpaint.ops.canny import canny, canny_pyramid
+from fastinpaint.ops.edge_priority import edge_priority
+from fastinpaint.ops.patch_attention import patch_attention
+from fastinpaint.ops.pooled_attention import pooled_attention
+from fastinpaint.ops.sobel_edges import sobel_edges
+from fastinpaint.ops.structure_loss import pyramid_structure_loss
 
 Call = Callable[[], Any]
 
@@ -28,19 +34,19 @@ def operators(device: str, large: bool) -> dict[str, Call]:
     image = rand(device, batch, 3, side, side) * 2 - 1
     calls: dict[str, Call] = {}
     gray = rand(device, batch, 1, side, side + (0 if large else 27))
-    calls["canny"] = lambda: fi.canny(gray, backend="native")
-    calls["canny_pyramid"] = lambda: fi.canny_pyramid(image, backend="native")
+    calls["canny"] = lambda: canny(gray, backend="native")
+    calls["canny_pyramid"] = lambda: canny_pyramid(image, backend="native")
     if not large:
         mask = (rand(device, *gray.shape) > 0.02).to(torch.bool)
-        calls["canny masked"] = lambda: fi.canny(gray, mask=mask, backend="native")
-        calls["canny wide"] = lambda: fi.canny(gray, sigma=12.0, mask=mask, backend="native")
+        calls["canny masked"] = lambda: canny(gray, mask=mask, backend="native")
+        calls["canny wide"] = lambda: canny(gray, sigma=12.0, mask=mask, backend="native")
 
     sides = (side, side // 2, side // 4)
     predictions = [rand(device, batch, 6, s, s, normal=True).bfloat16().requires_grad_() for s in sides]
     edges = [(rand(device, batch, 1, s, s) < 0.1).float() for s in sides]
 
     def structure_loss() -> Any:
-        loss = fi.pyramid_structure_loss(image, predictions, edges=edges, backend="triton")
+        loss = pyramid_structure_loss(image, predictions, edges=edges, backend="triton")
         return torch.autograd.grad(loss, predictions)
 
     calls["structure_loss"] = structure_loss
@@ -48,26 +54,25 @@ def operators(device: str, large: bool) -> dict[str, Call]:
         rows = (16384 // (width // 4) ** 2, 4096 // (width // 4) ** 2) if large else (70, 37)
         leaves = [rand(device, batch, n, width, normal=True).to(dtype).requires_grad_() for n in (*rows, rows[1])]
         name = f"pooled_attention {str(dtype).removeprefix('torch.')} {width}"
-        calls[name] = _differentiated(lambda *x: fi.pooled_attention(*x, backend="triton"), leaves)
+        calls[name] = _differentiated(lambda *x: pooled_attention(*x, backend="triton"), leaves)
     channels, length = (64, 128) if large else (16, 10)
     maps = [(rand(device, 1, channels, length, length, normal=True) / 8).bfloat16().requires_grad_()]
-    calls["patch_attention"] = _differentiated(lambda x: fi.patch_attention(x, backend="triton"), maps)
+    calls["patch_attention"] = _differentiated(lambda x: patch_attention(x, backend="triton"), maps)
     return calls | _newer(device, image, edges[0], batch, side)
 
 
 def _newer(device: str, image: torch.Tensor, edges: torch.Tensor, batch: int, side: int) -> dict[str, Call]:
     """Operators that an older tree lacks, or has no Triton kernels of."""
     calls: dict[str, Call] = {
-        "sobel_edges": lambda: fi.sobel_edges(image, backend="triton"),
-        "edge_priority": lambda: fi.edge_priority(edges, backend="triton"),
+        "sobel_edges": lambda: sobel_edges(image, backend="triton"),
+        "edge_priority": lambda: edge_priority(edges, backend="triton"),
     }
     channels = 64 if batch > 1 else 8
     x = rand(device, batch, channels, side, side, normal=True).bfloat16().contiguous(memory_format=torch.channels_last)
     affine = [rand(device, channels).requires_grad_() for _ in range(2)]
 
     def norm(x: torch.Tensor, *affine: torch.Tensor) -> torch.Tensor:
-        from fastinpaint.ops.instance_norm import instance_norm
-
+        instance_norm = import_module("fastinpaint.ops.instance_norm").instance_norm
         result: torch.Tensor = instance_norm(x, *affine, relu=True, padding=1, backend="triton")
         return result
 

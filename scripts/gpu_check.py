@@ -23,7 +23,6 @@ import os
 import re
 import shutil
 import signal
-import stat
 import subprocess
 import sys
 import tarfile
@@ -38,6 +37,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.results import COMPILED, Results, compact, load, table  # noqa: E402 - needs no torch
+from scripts import stand_in_tools  # noqa: E402
 
 NO_CANNY = 3  # of benchmarks.machine
 LAST_CHARACTERS = 9800
@@ -46,9 +46,10 @@ OPERATORS = (
     "pooled_attention", "structure_loss", "canny", "instance_norm", "canny_pyramid", "patch_attention", "sobel_edges",
     "edge_priority",
 )  # fmt: skip
+COMPILABLE = ("train_step", "generator", "pooled_attention", "structure_loss", "instance_norm", "patch_attention")
 ALONE = "beyond_2_31 or largest or no_memory_but"
 COMPILE = "compiles or opcheck"
-NCU_KERNELS = r"^_[a-z]|^(detect|join|resolve|store|blur|number|write|label|link|flatten)|spin_kernel"
+NCU_KERNELS = r"^_[a-z]|detect|join_tiles|resolve_edges|store_weights|blur_down|blur_across|spin_kernel"
 
 
 @dataclass(frozen=True)
@@ -86,13 +87,14 @@ class Check:
             **os.environ,
             "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")]),
             "PYTHONUNBUFFERED": "1",
+            "TRITON_CACHE_DIR": str(self.scratch / "triton"),
             "FASTINPAINT_COMMIT": os.environ.get("FASTINPAINT_COMMIT") or git_commit(),
         }
         if dry:
             self.environment |= {
                 "TRITON_INTERPRET": "1",
                 "OMP_NUM_THREADS": "1",
-                "PATH": f"{make_stand_ins(self.scratch / 'bin')}{os.pathsep}{os.environ['PATH']}",
+                "PATH": f"{stand_in_tools.make(self.scratch / 'bin')}{os.pathsep}{os.environ['PATH']}",
             }
 
     @property
@@ -159,6 +161,8 @@ class Check:
         print(f"\n=== {step.name}: {step.what} (from {self.elapsed:.0f} s)", flush=True)
         start = self.elapsed
         status = self.execute(step)
+        if step.name.startswith("tests"):
+            self.forget_tuning()
         ended = {0: "passed", 124: "STOPPED at its limit"}.get(status, f"FAILED with exit status {status}")
         self.finish(step, f"{ended} after {self.elapsed - start:.0f} s")
         print(shown(self, step), flush=True)
@@ -166,6 +170,11 @@ class Check:
             print(f"--- the end of what {step.name} printed\n{self.text(step.name)[-1500:]}", flush=True)
         print(f"=== {step.name} {self.done[-1][1]}", flush=True)
         return status
+
+    def forget_tuning(self) -> None:
+        """Remove what was tuned while other tests had the GPU, too; what was compiled stays."""
+        for path in (self.scratch / "triton").rglob("*.autotune.json"):
+            path.unlink(missing_ok=True)
 
     def finish(self, step: Step, how: str) -> None:
         """Note how a step ended, pack, summarise."""
@@ -275,9 +284,13 @@ def test_results(name: str) -> Callable[[Check], str]:
             outcome, test = (before.strip(), after) if before else (after.split(" ")[-1], after.split(" ")[0])
             if outcome in ("PASSED", "FAILED", "ERROR", "SKIPPED", "XFAIL"):
                 found.setdefault(outcome, set()).add(test.split(" ")[0].split("@")[0])
-        lines = [", ".join(f"{len(tests)} {outcome.lower()}" for outcome, tests in sorted(found.items())) or "no test ran"]
+        lines = [
+            ", ".join(f"{len(tests)} {outcome.lower()}" for outcome, tests in sorted(found.items())) or "no test ran"
+        ]
         reasons = re.findall(r"^(?:FAILED|ERROR) (tests/.*)$", text, re.M)
-        lines += reasons or [f"{outcome} {t}" for outcome in ("FAILED", "ERROR") for t in sorted(found.get(outcome, ()))]
+        lines += reasons or [
+            f"{outcome} {t}" for outcome in ("FAILED", "ERROR") for t in sorted(found.get(outcome, ()))
+        ]
         lines += re.findall(r"^worker '?gw\d+'? crashed.*$|^.*the CUDA context is spoilt.*$", text, re.M)
         lines += sorted(set(re.findall(r"^SKIPPED \[\d+\].*$", text, re.M)))[:4]
         return "\n".join(line[:300] for line in lines[:30])
@@ -360,8 +373,12 @@ def in_parallel(check: Check) -> list[str]:
 
 
 def ncu_command(check: Check) -> list[str]:
-    """ncu on every kernel once."""
-    sections = [f for name in ("SpeedOfLight", "Occupancy", "LaunchStats", "ComputeWorkloadAnalysis") for f in ("--section", name)]
+    """Ncu on every kernel once."""
+    sections = [
+        f
+        for name in ("SpeedOfLight", "Occupancy", "LaunchStats", "ComputeWorkloadAnalysis")
+        for f in ("--section", name)
+    ]
     fixed = ["--clock-control", "none", "--profile-from-start", "off", "--csv", "--page", "details"]
     chosen = ["--kernel-name", f"regex:{NCU_KERNELS}", "--launch-count", "90"]
     log = ["--log-file", str(check.scratch / "ncu.csv")]
@@ -419,12 +436,12 @@ STEPS = (
         "operators", "the target rows", 110,
         lambda c: c.benchmark(*OPERATORS, "--compiled", "no"), tables(*OPERATORS),
     ),
-    Step("ncu", "speed of light and occupancy of each kernel", 75, ncu_command, ncu_table),
     Step(
         "parts", "one training step by part", 45,
         lambda c: c.benchmark("train_step", "--compiled", "no", "--case", "part", "--name", "train_parts"),
         tables("train_parts"),
     ),
+    Step("ncu", "speed of light and occupancy of each kernel", 75, ncu_command, ncu_table),
     Step("memcheck", "compute-sanitizer", 90, sanitizer_command("memcheck"), sanitizer_result("memcheck"), UNCACHED),
     Step("racecheck", "compute-sanitizer", 90, sanitizer_command("racecheck"), sanitizer_result("racecheck")),
     Step(
@@ -433,8 +450,8 @@ STEPS = (
     ),
     Step(
         "compiled", "torch.compile of the generator, the step and the operators", 120,
-        lambda c: c.benchmark("generator", "train_step", *OPERATORS[:4], "--compiled", "only", "--skip", "part"),
-        tables(*(name + COMPILED for name in ("generator", "train_step", *OPERATORS[:4]))),
+        lambda c: c.benchmark(*COMPILABLE, "--compiled", "only", "--skip", "part"),
+        tables(*(name + COMPILED for name in COMPILABLE)),
     ),
     Step(
         "tests_compile", "torch.compile and opcheck of the operators", 90,
@@ -442,50 +459,6 @@ STEPS = (
         test_results("tests_compile"),
     ),
 )  # fmt: skip
-
-
-def make_stand_ins(folder: Path) -> Path:
-    """Programs for a dry run: they take the options that the real ones are given, and run the command."""
-    folder.mkdir()
-    header = '"ID","Process ID","Process Name","Host Name","Kernel Name","Context","Stream","Block Size","Grid Size","Device","CC","Section Name","Metric Name","Metric Unit","Metric Value"'
-    metric = '"%s","1","python3","127.0.0.1","%s","1","7","(128, 1, 1)","(132, 1, 1)","0","9.0","GPU Speed Of Light Throughput","%s","%s","%s"'
-    rows = [("spin_kernel(long)", "Duration", "us", "1.00"), ("void (anonymous namespace)::detect<float>(int)", "Duration", "us", "12.50")]
-    body = [header, *(metric % (i, *row) for i, row in enumerate(rows))]
-    body += [metric % (1, rows[1][0], name, "%", "55.0") for name in ("Compute (SM) Throughput", "Memory Throughput")]
-    scripts = {
-        "nvidia-smi": 'fields = [a for a in sys.argv if a.startswith("--query-gpu=")][0].split("=")[1].split(",")\n'
-        'print(", ".join("1980" for _ in fields))\n',
-        "ncu": """
-flags, valued = {"--csv"}, {"--clock-control", "--profile-from-start", "--page", "--section", "--kernel-name", "--launch-count", "--log-file"}
-arguments, log = sys.argv[1:], None
-while arguments[0].startswith("-"):
-    name = arguments.pop(0)
-    if name in valued:
-        value = arguments.pop(0)
-        log = value if name == "--log-file" else log
-    elif name not in flags:
-        sys.exit(f"ncu: unknown option {name}")
-status = subprocess.call(arguments)
-open(log, "w").write("==PROF== Connected\\n" + %r)
-sys.exit(status)
-""" % "\n".join(body),
-        "compute-sanitizer": """
-valued = {"--tool", "--error-exitcode", "--print-limit"}
-arguments = sys.argv[1:]
-while arguments[0].startswith("-"):
-    if arguments.pop(0) not in valued:
-        sys.exit("compute-sanitizer: unknown option")
-    arguments.pop(0)
-status = subprocess.call(arguments)
-print("========= ERROR SUMMARY: 0 errors", flush=True)
-sys.exit(status)
-""",
-    }  # fmt: skip
-    for name, script in scripts.items():
-        path = folder / name
-        path.write_text(f"#!{sys.executable}\nimport subprocess, sys\n{script}")
-        path.chmod(path.stat().st_mode | stat.S_IXUSR)
-    return folder
 
 
 def parse() -> argparse.Namespace:

@@ -9,7 +9,8 @@ import os
 import pytest
 
 
-def pytest_collection_modifyitems(config, items):
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Group by operator, or else by function."""
     if not config.pluginmanager.hasplugin("xdist"):
         return
     for item in items:
@@ -19,8 +20,8 @@ def pytest_collection_modifyitems(config, items):
 
 
 @pytest.hookimpl(trylast=True)
-def pytest_runtest_logreport(report):
-    """Runs in a worker after it has sent the report."""
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """End a worker with a spoilt context, after it has sent its report."""
     if "PYTEST_XDIST_WORKER" not in os.environ or not report.failed:
         return
     import torch
