@@ -23,7 +23,7 @@ from fastinpaint_kernels.sobel_edges import load_row
 MAX_SCALES = 8
 MAX_SIDE = 16384  # offsets inside one image stay below 2^31
 COLUMNS, ROWS, WARPS = 64, 16, 2  # of one block of the forward pass
-STEP = 4  # rows that its loop takes at a time
+STEP = 2  # rows that its loops take at a time; compilation takes the cube of it
 PIXELS = 256  # of one block of the backward pass
 
 # The 5-tap Gaussian of sigma 1, sum 1, by distance; and twice, which reaches 4 pixels.
@@ -204,9 +204,11 @@ def _forward_kernel(
         if p_map.dtype.element_ty == tl.uint8:
             b_weight = (b_weight * _ONE + 0.5).to(tl.int32)
         b_weights = b_weights + (b_weight,)
-    b_rows = ()
-    for row in tl.static_range(8):
-        b_rows = b_rows + (_blur_row(p_map, first_y + row - 4, height, width, o_first, b_weights, NARROW),)
+    b_rows = (tl.zeros((COLUMNS,), tl.float32),) * 8
+    for first_row in range(-4, 4, STEP):
+        for row in tl.static_range(STEP):
+            y = first_y + first_row + row
+            b_rows = b_rows[1:] + (_blur_row(p_map, y, height, width, o_first, b_weights, NARROW),)
 
     PIXEL: tl.constexpr = 3 if IMAGE_LAST else 1
     o_left = _source(o_x - 1, width, image_width, REGULAR) * PIXEL
