@@ -24,9 +24,7 @@ from fastinpaint_kernels._launch import on_device_of
 NORM_FLOOR = 1e-4
 WHOLE_ROW = 8192  # keys whose scores one block holds in registers
 MAX_IMAGES = 65535  # second dimension of a grid
-WORKSPACE = (
-    62 * 2**20
-)  # bytes beside inputs and outputs; the backward pass at 128 x 128 x 64 takes 1024 queries at a time
+WORKSPACE = 62 * 2**20  # bytes beside inputs and outputs: 1024 queries at a time, backward, of 128 x 128 x 64
 _LOG2_E = tl.constexpr(1.4426950408889634)
 _FLOOR = tl.constexpr(NORM_FLOOR)
 

@@ -1,5 +1,8 @@
+import weakref
+
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastinpaint.ops.patch_attention  # noqa: F401 - registers
 from fastinpaint.reference import patch_attention as reference
@@ -139,6 +142,56 @@ def test_paths_that_cannot_serve():
         kernels.patch_attention_forward(features, 3, 2, 10.0, False, path="flash")
     with pytest.raises(ValueError, match="path flash takes patches of 32 to 576 columns, got 585"):
         kernels.patch_attention_forward(features.new_zeros(1, 65, 4, 4).half(), 3, 2, 10.0, False, path="flash")
+
+
+class _Meter(TorchDispatchMode):
+    """The most bytes that tensors made inside held at a time; views of ``known`` tensors do not count."""
+
+    def __init__(self, *known):
+        super().__init__()
+        self.known = {tensor.untyped_storage()._cdata for tensor in known}
+        self.tensors, self.most = [], 0
+
+    def held(self):
+        self.tensors = [reference for reference in self.tensors if reference() is not None]
+        storages = [tensor.untyped_storage() for reference in self.tensors if (tensor := reference()) is not None]
+        sizes = {storage._cdata: storage.nbytes() for storage in storages}
+        return sum(size for storage, size in sizes.items() if storage not in self.known)
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor):
+            self.tensors.append(weakref.ref(result))
+        self.most = max(self.most, self.held())
+        return result
+
+
+class _NoLaunch:
+    def __getitem__(self, grid):
+        return lambda *arguments, **options: None
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("shape", [(16, 64, 128, 128), (16, 128, 64, 64), (64, 256, 32, 32)])
+def test_memory_beside_inputs_and_outputs(monkeypatch, shape, dtype):
+    """Below 64 MiB at the generator's maps, where the scores of one image alone would take 268 MB."""
+    for name in ("_unfold_kernel", "_fold_kernel", "_softmax_kernel", "_slope_kernel", "_key_gradient_kernel"):
+        monkeypatch.setattr(kernels, name, _NoLaunch())
+    monkeypatch.setattr(kernels._patch_flash, "_flash_kernel", _NoLaunch())
+    for name in ("_product", "_add_product"):
+        monkeypatch.setattr(kernels, name, lambda left, right, out: out)
+    features = torch.empty(shape, dtype=dtype, device="meta")
+    arguments = (3, 2, 10.0, False)
+    for path in ("bmm", "flash"):
+        if path == "flash" and kernels._patch_flash.gap(dtype, 9 * shape[1], None):
+            continue
+        with _Meter(features) as meter:
+            output, lse = kernels.patch_attention_forward(features, *arguments, path=path)
+        assert 2**22 < meter.most - meter.held() < 64 * 2**20
+    with _Meter(features, output, lse) as meter:
+        grad = kernels.patch_attention_backward(output, features, lse, *arguments)
+    assert 2**22 < meter.most - meter.held() < 64 * 2**20
+    assert grad.shape == shape
 
 
 def test_patches_below_the_norm_floor():
