@@ -110,6 +110,7 @@ class _Event:
 class _Stream:
     def __init__(self, *_: Any, **__: Any) -> None:
         self.cuda_stream = 0
+        self.device = torch.device("cpu")
 
     def wait_stream(self, _: Any) -> None:
         pass

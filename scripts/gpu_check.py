@@ -280,17 +280,15 @@ def test_results(name: str) -> Callable[[Check], str]:
     def show(check: Check) -> str:
         text = check.text(name)
         found: dict[str, set[str]] = {}
-        for before, after in re.findall(r"^(?:\[gw\d+\] \[ *\d+%\] )?(\w+ )?(tests/\S+(?: [A-Z]+)?)", text, re.M):
-            outcome, test = (before.strip(), after) if before else (after.split(" ")[-1], after.split(" ")[0])
-            if outcome in ("PASSED", "FAILED", "ERROR", "SKIPPED", "XFAIL"):
-                found.setdefault(outcome, set()).add(test.split(" ")[0].split("@")[0])
-        lines = [
-            ", ".join(f"{len(tests)} {outcome.lower()}" for outcome, tests in sorted(found.items())) or "no test ran"
-        ]
-        reasons = re.findall(r"^(?:FAILED|ERROR) (tests/.*)$", text, re.M)
-        lines += reasons or [
-            f"{outcome} {t}" for outcome in ("FAILED", "ERROR") for t in sorted(found.get(outcome, ()))
-        ]
+        outcomes = "PASSED|FAILED|ERROR|SKIPPED|XFAIL"
+        # Under pytest-xdist the outcome comes first, and a group behind the name.
+        parallel = re.findall(rf"^\[gw\d+\] \[ *\d+%\] ({outcomes}) (tests/.*?)(?:@.*)?\s*$", text, re.M)
+        serial = re.findall(rf"^(tests/.*?) ({outcomes})\b", text, re.M)
+        for outcome, test in [*parallel, *((outcome, test) for test, outcome in serial)]:
+            found.setdefault(outcome, set()).add(test)
+        counts = ", ".join(f"{len(tests)} {outcome.lower()}" for outcome, tests in sorted(found.items()))
+        bad = [f"{outcome} {test}" for outcome in ("FAILED", "ERROR") for test in sorted(found.get(outcome, ()))]
+        lines = [counts or "no test ran", *(re.findall(r"^(?:FAILED|ERROR) (tests/.*)$", text, re.M) or bad)]
         lines += re.findall(r"^worker '?gw\d+'? crashed.*$|^.*the CUDA context is spoilt.*$", text, re.M)
         lines += sorted(set(re.findall(r"^SKIPPED \[\d+\].*$", text, re.M)))[:4]
         return "\n".join(line[:300] for line in lines[:30])

@@ -160,14 +160,15 @@ def _check(tmp_path, name, text):
 
 def test_outcomes_of_tests_are_counted_under_xdist_and_without(tmp_path):
     text = (
-        "[gw0] [  5%] PASSED tests/kernels/test_gpu.py::test_a[x]@test_gpu::x \n"
+        "[gw0] [  5%] PASSED tests/kernels/test_gpu.py::test_a[x y-1]@test_gpu::x y \n"
+        "[gw0] [  5%] PASSED tests/kernels/test_gpu.py::test_a[x y-2]@test_gpu::x y \n"
         "[gw1] [ 10%] FAILED tests/kernels/test_gpu.py::test_b@test_gpu::test_b \n"
         "tests/test_canny_gpu.py::test_c PASSED [ 10%]\n"
         "[gw2] [ 10%] SKIPPED tests/test_canny_gpu.py::test_d \n"
         "FAILED tests/kernels/test_gpu.py::test_b - AssertionError: 1 != 2\n"
     )
     shown = gpu_check.test_results("tests")(_check(tmp_path, "tests", text)).splitlines()
-    assert shown[0] == "1 failed, 2 passed, 1 skipped"
+    assert shown[0] == "1 failed, 3 passed, 1 skipped"
     assert shown[1] == "tests/kernels/test_gpu.py::test_b - AssertionError: 1 != 2"
 
 
