@@ -86,14 +86,14 @@ def _check(case, mode, padding):
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(("mode", "padding"), MODES)
 def test_equals_the_reference(mode, padding, layout):
-    _check(_case((2, 5, 7, 9), mode, layout=layout), mode, padding)
+    _check(_case((2, 2, 5, 6), mode, layout=layout), mode, padding)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize(("mode", "padding"), [("relu", 1), ("residual", 2), ("residual scale relu", 2)])
+@pytest.mark.parametrize(("mode", "padding"), [("residual relu", 1), ("residual scale relu", 2)])
 def test_half_precision(mode, padding, dtype, layout):
-    _check(_case((1, 16, 6, 8), mode, dtype, layout), mode, padding)
+    _check(_case((1, 3, 6, 8), mode, dtype, layout), mode, padding)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -107,31 +107,25 @@ def test_maps_reflected_on_both_sides_of_a_pixel(shape, layout):
 @pytest.mark.parametrize(
     ("shape", "layout"),
     [
-        ((1, 2, 60, 70), torch.contiguous_format),
-        ((1, 2, 60, 70), torch.channels_last),
-        ((2, 40, 23, 25), torch.channels_last),
-        ((1, 70, 12, 17), torch.channels_last),
-        ((8, 33, 4, 5), torch.channels_last),
+        ((1, 2, 20, 30), torch.contiguous_format),
+        ((1, 2, 20, 30), torch.channels_last),
+        ((1, 19, 9, 8), torch.channels_last),
     ],
 )
-def test_several_tiles_chunks_and_blocks_of_channels(shape, layout):
+def test_several_tiles_chunks_and_blocks_of_channels(shape, layout, monkeypatch):
+    monkeypatch.setattr(kernels, "_TILE_BYTES", 1024)
+    monkeypatch.setattr(kernels, "_MOST_CHUNKS", 3)
     _check(_case(shape, "relu", layout=layout), "relu", 1)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_whole_tiles_without_masks(layout):
-    shape = (1, 8, 32, 64)
-    assert kernels._tiles(_case(shape, "", layout=layout)["x"], 32 * 64, kernels._TILE_BYTES).even
-    for mode, padding in (("", 0), ("relu", 1), ("residual", 0)):
-        _check(_case(shape, mode, layout=layout), mode, padding)
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_many_tiles_in_a_chunk(layout, monkeypatch):
+def test_whole_tiles_without_masks(layout, monkeypatch):
     monkeypatch.setattr(kernels, "_TILE_BYTES", 256)
-    monkeypatch.setattr(kernels, "_MOST_CHUNKS", 3)
-    for mode, padding in MODES:
-        _check(_case((2, 9, 11, 13), mode, layout=layout), mode, padding)
+    monkeypatch.setattr(kernels, "_MOST_CHUNKS", 2)
+    shape = (1, 2, 8, 16)
+    assert kernels._tiles(_case(shape, "", layout=layout)["x"], 8 * 16, 256).even
+    for mode, padding in (("", 0), ("residual relu", 4)):
+        _check(_case(shape, mode, layout=layout), mode, padding)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -148,12 +142,12 @@ def test_views_are_read_where_they_lie(layout, monkeypatch):
 
 
 def test_other_layouts_and_expanded_gradients():
-    case = _case((2, 8, 6, 7), "residual", layout=torch.channels_last)
+    case = _case((2, 3, 6, 7), "residual", layout=torch.channels_last)
     odd = case | {
         "x": case["x"].transpose(2, 3).contiguous().transpose(2, 3),
         "residual": case["residual"].contiguous(),
     }
-    grad = torch.randn(1, 8, 1, 1).expand(2, -1, 10, 11)
+    grad = torch.randn(1, 3, 1, 1).expand(2, -1, 10, 11)
     expected, found = _expected(case, grad, relu=True, padding=2), _found(odd, grad, relu=True, padding=2)
     torch.testing.assert_close(found[0].double(), expected[0], rtol=1e-5, atol=1e-5)
     for name, gradient in found[1].items():
@@ -162,9 +156,9 @@ def test_other_layouts_and_expanded_gradients():
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_statistics_far_from_zero(layout, monkeypatch):
-    monkeypatch.setattr(kernels, "_TILE_BYTES", 256)
+    monkeypatch.setattr(kernels, "_TILE_BYTES", 512)
     monkeypatch.setattr(kernels, "_MOST_CHUNKS", 2)
-    x = torch.randn(1, 4, 32, 33)
+    x = torch.randn(1, 4, 16, 33)
     x[:, 1] += 3000
     x[:, 2, :4] += 1000  # the first tiles say little about the rest
     x[:, 3, 0, 0] = 1e4
@@ -193,7 +187,7 @@ def test_without_weight_and_bias():
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_same_bits_twice(layout):
-    case, grad = _case((2, 3, 9, 10), "residual scale relu", layout=layout), torch.randn(2, 3, 11, 12)
+    case, grad = _case((1, 2, 9, 10), "residual scale relu", layout=layout), torch.randn(1, 2, 11, 12)
     first, second = (_found(case, grad, relu=True, padding=1) for _ in range(2))
     assert torch.equal(first[0], second[0])
     assert all(torch.equal(a, second[1][name]) for name, a in first[1].items())
@@ -206,10 +200,9 @@ def test_empty_batch():
     assert torch.equal(gradients["weight"], torch.zeros(3))
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("mode", ["", "residual relu", "residual scale relu"])
+@pytest.mark.parametrize(("mode", "layout"), zip(["residual scale relu", "residual relu"], LAYOUTS, strict=True))
 def test_registration(mode, layout):
-    case = _case((2, 3, 4, 5), mode, layout=layout)
+    case = _case((1, 2, 3, 4), mode, layout=layout)
     leaves = [None if t is None else t.requires_grad_() for t in case.values()]
     relu = "relu" in mode
     torch.library.opcheck(torch.ops.fastinpaint_triton.instance_norm.default, (*leaves, EPS, relu, 1))
