@@ -298,12 +298,11 @@ def _add_product(left: Tensor, right: Tensor, out: Tensor) -> Tensor:
 
 
 def _row_blocks(keys: int) -> tuple[bool, int, int, int]:
-    """Whether one block holds a row of scores, rows and keys in a block, warps: 32 scores a thread."""
+    """Whether one block holds a row of scores, rows and keys in a block, warps: 16 or 32 scores a thread."""
     block = max(triton.next_power_of_2(keys), 64)
     if block > WHOLE_ROW:
         return False, 8, 256, 4
-    rows = max(4096 // block, 1)
-    return True, rows, block, 4 if rows * block <= 4096 else 8
+    return True, max(2048 // block, 1), block, 4 if block <= 4096 else 8
 
 
 def _overlay(scores: Tensor, dtype: torch.dtype, whole: bool) -> Tensor:
