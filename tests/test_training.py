@@ -318,7 +318,7 @@ class TestGraph:
         self.updated(learner, 5)
         learner.update(*next(batches(1, 48)))
         assert recorder.calls == ["warm up"] * 3 + ["record"] + ["replay"] * 2
-        learner.new_shapes()
+        learner.forget_graph()
         learner.update(*next(batches(1, 48)))
         assert recorder.calls[-1] == "warm up"
 
@@ -502,8 +502,12 @@ def test_batches_go_on_where_they_stopped():
 def test_stop_request_restores_the_handlers():
     before = signal.getsignal(signal.SIGINT)
     with StopRequest() as request:
-        os.kill(os.getpid(), signal.SIGINT)
+        for _ in range(3):
+            signal.raise_signal(signal.SIGINT)
         assert request.stopped
+        request._since -= 2
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
         assert signal.getsignal(signal.SIGINT) == before
     thread = threading.Thread(target=lambda: StopRequest().__enter__())
     thread.start()
@@ -633,6 +637,14 @@ class TestSmall:
         Trainer(config, say=said.append).run()
         assert any("no losses.png" in line for line in said)
         assert not (Path(config.output) / "losses.png").exists()
+
+    def test_a_run_whose_updates_are_all_skipped_stops(self, config):
+        trainer = Trainer(config)
+        weight = next(trainer.learner.generator.parameters())
+        weight.register_hook(lambda gradient: gradient * float("inf"))
+        with pytest.raises(FloatingPointError, match=r"gradients .* by update 2"):
+            trainer.run()
+        InpaintGenerator.from_pretrained(Path(config.output) / "model")
 
     def test_a_loss_that_is_not_finite_once_is_skipped_and_counted(self, config):
         trainer = Trainer(dataclasses.replace(config, log_every=4))

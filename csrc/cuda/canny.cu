@@ -7,6 +7,7 @@
 #include <torch/headeronly/util/Half.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <optional>
 
 #include "../canny_arguments.h"
@@ -15,10 +16,23 @@
 namespace fastinpaint {
 namespace {
 
+// Whether kernels may start before the one before them has ended: FASTINPAINT_EARLY_LAUNCH=1, from compute
+// capability 9.0 on. Off until a GPU has shown that it pays.
+bool launches_early(int32_t device) {
+  static const bool wanted = [] {
+    const char* value = std::getenv("FASTINPAINT_EARLY_LAUNCH");
+    return value != nullptr && value[0] == '1';
+  }();
+  if (!wanted) return false;
+  int major = 0;
+  STD_CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
+  return major >= 9;
+}
+
 // Launches on torch's current stream of a device.
 class StreamLauncher {
  public:
-  explicit StreamLauncher(int32_t device) {
+  explicit StreamLauncher(int32_t device) : launches_early_(launches_early(device)) {
     void* stream = nullptr;
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
     stream_ = static_cast<cudaStream_t>(stream);
@@ -33,8 +47,27 @@ class StreamLauncher {
     STD_CUDA_KERNEL_LAUNCH_CHECK();
   }
 
+  // The kernel may start before those launched before have ended; it waits for them itself.
+  template <class... Parameters, class... Arguments>
+  void launch_early(void (*kernel)(Parameters...), unsigned blocks, int shared_bytes,
+                    const Arguments&... arguments) const {
+    if (!launches_early_) return launch(kernel, blocks, shared_bytes, arguments...);
+    cudaLaunchAttribute attribute{};
+    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attribute.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t config{};
+    config.gridDim = dim3(blocks);
+    config.blockDim = dim3(kThreads);
+    config.dynamicSmemBytes = size_t(shared_bytes);
+    config.stream = stream_;
+    config.attrs = &attribute;
+    config.numAttrs = 1;
+    STD_CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, arguments...));
+  }
+
  private:
   cudaStream_t stream_;
+  bool launches_early_;
 };
 
 void check_on_device(const Tensor& tensor, const Tensor& image, const char* name) {

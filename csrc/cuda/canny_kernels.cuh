@@ -720,6 +720,7 @@ __global__ void __launch_bounds__(kThreads, kMasked ? 3 : 4)
   const TileMemory<Stored> m(block_memory(), job.radius, kHasCovered<kMasked, Stored>);
   smooth_tile<Pixel, kMasked>(job, tile, m);
   __syncthreads();
+  let_next_kernel_start();
   thin_tile<kMasked>(job, tile, m);
   __syncthreads();
   label_tile(job, tile, m);
@@ -750,6 +751,8 @@ __global__ void __launch_bounds__(kThreads) join_tiles(const __grid_constant__ C
   if (i >= kTileWidth + kTileHeight || (on_top ? tile.y0 : tile.x0) == 0) return;
   const int y = tile.y0 + (on_top ? 0 : i - kTileWidth), x = tile.x0 + (on_top ? i : 0);
   if (y >= tile.height || x >= tile.width) return;
+  let_next_kernel_start();
+  wait_for_kernel_before();
   const unsigned char* labels = tile.labels(job);
   const int across = job.scales[tile.scale].tiles_across;
   const auto label_at = [&](int at_y, int at_x) -> int {
@@ -779,6 +782,7 @@ __global__ void __launch_bounds__(kThreads) resolve_edges(const __grid_constant_
   if (y >= tile.height || x >= tile.width) return;
   const int count = tile.width - x < kPixels ? tile.width - x : kPixels;
   unsigned char* place = tile.labels(job) + int64_t(y) * tile.width + x;
+  wait_for_kernel_before();
   uint64_t labels = 0;
   if (count == kPixels && reinterpret_cast<uintptr_t>(place) % 8 == 0)
     labels = *reinterpret_cast<const uint64_t*>(place);

@@ -66,7 +66,7 @@ class CannyLaunch {
   }
 
   // device.launch(kernel, blocks, shared_bytes, arguments...) runs a kernel in blocks of kThreads threads,
-  // after those launched before.
+  // after those launched before; device.launch_early the same, but the kernel itself waits for them.
   template <class Pixel, class Device>
   void run(void* workspace, const Device& device) const {
     if (job_.mask == nullptr)
@@ -97,8 +97,8 @@ class CannyLaunch {
       device.launch(detect_smooth, blocks, tile_bytes<float>(0, false), job);
     }
     if (has_borders_) {
-      device.launch(join_tiles, blocks, 0, job);
-      device.launch(resolve_edges, blocks, 0, job);
+      device.launch_early(join_tiles, blocks, 0, job);
+      device.launch_early(resolve_edges, blocks, 0, job);
     }
   }
 

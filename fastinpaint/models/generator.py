@@ -5,7 +5,14 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 
-from fastinpaint.models.layers import ConvNorm, PatchAttention, PooledAttention, ResidualBlock, UpConvNorm, interior
+from fastinpaint.models.layers import (
+    ConvNorm,
+    PatchAttention,
+    PooledAttention,
+    ResidualBlock,
+    UpConvNorm,
+    with_interior,
+)
 from fastinpaint.models.pretrained import Pretrained
 
 Attention = Literal["pooled", "patch"]
@@ -45,10 +52,10 @@ class StructureStage(nn.Module):
         ``x`` carries ``self.attention.padding`` pixels of reflect padding on every side.
         """
         padding = self.embedding.padding
-        x = self.attention(x, padded=True, padding=padding)
-        embedding = self.embedding(x, padded=True)
+        padded, x = with_interior(self.attention(x, padded=True, padding=padding), padding)
+        embedding = self.embedding(padded, padded=True)
         image = torch.tanh(self.image_head(embedding))
-        return interior(x, padding), embedding, image, self.gradient_head(embedding)
+        return x, embedding, image, self.gradient_head(embedding)
 
 
 class InpaintGenerator(Pretrained, nn.Module):

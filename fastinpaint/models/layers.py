@@ -24,9 +24,35 @@ def init_convolution(convolution: nn.Conv2d | nn.ConvTranspose2d) -> None:
         nn.init.zeros_(convolution.bias)
 
 
-def interior(x: Tensor, padding: int) -> Tensor:
-    """View a padded map without its padding: (B, C, H + 2 padding, W + 2 padding) -> (B, C, H, W)."""
-    return x[..., padding:-padding, padding:-padding] if padding else x
+class _WithInterior(torch.autograd.Function):
+    """A padded map and its interior; plain slicing would hand contiguous gradients back, in two passes each."""
+
+    @staticmethod
+    def forward(x: Tensor, padding: int) -> tuple[Tensor, Tensor]:
+        return x.view_as(x), x[..., padding:-padding, padding:-padding]
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, int], output: tuple[Tensor, Tensor]) -> None:
+        ctx.padding = inputs[1]
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, grad_interior: Tensor | None) -> tuple[Tensor | None, None]:
+        if grad_interior is None:
+            return grad, None
+        spread = F.pad(grad_interior, (ctx.padding,) * 4)
+        return spread if grad is None else grad + spread, None
+
+
+def with_interior(x: Tensor, padding: int) -> tuple[Tensor, Tensor]:
+    """A padded map for the convolution that needs its padding, and a view without it for everyone else.
+
+    (B, C, H + 2 padding, W + 2 padding) -> itself, (B, C, H, W).
+    """
+    if padding == 0:
+        return x, x
+    padded, interior = _WithInterior.apply(x, padding)
+    return padded, interior
 
 
 def _reflect(x: Tensor, padding: int) -> Tensor:
@@ -129,8 +155,9 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor, *, padded: bool = False, padding: int = 0) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W); ``padded`` and ``padding`` as in ``ConvNorm``."""
+        x, residual = with_interior(x, self.padding) if padded else (x, x)
         y = self.dilated(x, padded=padded, padding=self.plain.padding)
-        return self.plain(y, padded=True, padding=padding, residual=interior(x, self.padding) if padded else x)
+        return self.plain(y, padded=True, padding=padding, residual=residual)
 
 
 class PooledAttention(nn.Module):
@@ -161,13 +188,13 @@ class PooledAttention(nn.Module):
 
     def forward(self, x: Tensor, *, padded: bool = False, padding: int = 0) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W); ``padded`` and ``padding`` as in ``ConvNorm``."""
+        x, residual = with_interior(x, self.padding) if padded else (x, x)
         attended = pooled_attention(*self.operands(x, padded=padded)).transpose(1, 2)  # (B, d, H W / 4)
-        x = interior(x, self.padding) if padded else x
-        height, width = x.shape[-2:]
+        height, width = residual.shape[-2:]
         attended = attended.unflatten(2, (height // 2, width // 2))  # channels-last
-        if x.stride(1) != 1:
+        if residual.stride(1) != 1:
             attended = attended.contiguous()
-        return self.up(attended, padding=padding, residual=x, scale=self.gamma)
+        return self.up(attended, padding=padding, residual=residual, scale=self.gamma)
 
 
 def _positions(maps: Tensor) -> Tensor:
@@ -200,8 +227,8 @@ class PatchAttention(nn.Module):
 
     def forward(self, x: Tensor, *, padded: bool = False, padding: int = 0) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W); ``padded`` and ``padding`` as in ``ConvNorm``."""
+        x, residual = with_interior(x, self.padding) if padded else (x, x)
         y = x if self.down is None else self.down(x, padded=padded)
         y = patch_attention(y, kernel_size=self.kernel_size, stride=self.stride)
-        x = interior(x, self.padding) if padded else x
-        x = x + self.gamma * y if self.up is None else self.up(y, residual=x, scale=self.gamma)
+        x = residual + self.gamma * y if self.up is None else self.up(y, residual=residual, scale=self.gamma)
         return _reflect(F.relu(self.out(x)), padding)

@@ -130,10 +130,13 @@ class Learner:
         """Train with or without the discriminator from now on; without one there is nothing to set."""
         active = active and self.discriminator is not None
         if active != self._adversary:
-            self._adversary, self._graph = active, None
+            self._adversary = active
+            self.forget_graph()
 
-    def new_shapes(self) -> None:
-        """Forget the recorded graph because batches will have another shape."""
+    def forget_graph(self) -> None:
+        """Record a new graph, because batches will have another shape or the update does something else."""
+        if self._graph is not None and self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
         self._graph = None
 
     def update(self, image: Tensor, mask: Tensor) -> dict[str, Tensor]:

@@ -90,8 +90,8 @@ class Trainer:
 
         Raises:
             KeyboardInterrupt: Ctrl-C or SIGTERM came; the run was saved after the update under way.
-            FloatingPointError: All losses of a row of metrics, or a weight, are no longer finite. Weights that are
-                still finite are saved, else the last good checkpoint is left as it was.
+            FloatingPointError: All losses or gradients of a row of metrics, or a weight, are no longer finite.
+                Weights that are still finite are saved, else the last good checkpoint is left as it was.
         """
         self.output.mkdir(parents=True, exist_ok=True)
         with atomic_write(self.output / "config.yaml") as temporary:
@@ -168,7 +168,7 @@ class Trainer:
                 yield (batch[0], masks.sample(self.step)) if self.config.masks.shared else (batch[0], batch[1])
                 if self.config.size_at(self._part) != size:
                     self.say(f"crops of {self.config.size_at(self._part)} pixels from update {self.step} on")
-                    self.learner.new_shapes()
+                    self.learner.forget_graph()
                     break
 
     def _loader(self, size: int, masks: MaskSampler) -> DataLoader[tuple[Tensor, ...]]:
@@ -247,6 +247,9 @@ class Trainer:
         wrong = [name for name, value in row.items() if not math.isfinite(value)]
         if wrong:
             raise FloatingPointError(f"loss {', '.join(wrong)} is not finite by update {self.step}; {self._kept()}")
+
+        if row["skipped"] == 1:
+            raise FloatingPointError(f"no gradients that are finite by update {self.step}; {self._kept()}")
 
     def _kept(self) -> str:
         saved = training_states(self.checkpoints)

@@ -77,12 +77,11 @@ def autotune(
     """``triton.autotune`` among one family of configurations, its choice remembered on disk.
 
     Args:
-        families: Name to configurations, the likely best first: it is taken where nothing can be measured. Triton's
-            interpreter runs the first of all whatever the family.
+        families: Name to configurations, the likely best first: it is taken where nothing can be measured, and in
+            Triton's interpreter.
         family: From the kernel's arguments to the name of the family that suits them.
         key: Arguments that ask for a tuning of their own.
     """
     if triton.knobs.runtime.interpret:
-        first = next(iter(families.values()))[:1]
-        families = dict.fromkeys(families, first)
+        families = {name: configs[:1] for name, configs in families.items()}
     return lambda kernel: TunedFamilies(kernel, families, family, key)

@@ -21,7 +21,7 @@ from torch import Tensor
 from fastinpaint_kernels._launch import on_device_of
 
 _WARPS = 8
-_TILE_BYTES = 8192  # two 16-byte loads for each of 256 threads
+_TILE_BYTES = 8192  # two 16-byte loads for each of 256 threads; the backward pass has one each of two maps
 _PROGRAMS = 528  # four blocks on each of 132 multiprocessors
 _MOST_CHUNKS = 32  # each program of the second launch reads as many partial sums for each of its channels
 _LINE, _SECTOR = 128, 32  # bytes of a cache line, and the least that is worth reading of it
@@ -482,7 +482,7 @@ def is_channels_last(x: Tensor) -> bool:
     return x.stride(1) == 1 and not x.is_contiguous()
 
 
-def _tiles(x: Tensor, pixels: int) -> _Tiles:
+def _tiles(x: Tensor, pixels: int, tile_bytes: int) -> _Tiles:
     batch, channels = x.shape[:2]
     block_c = 1
     if is_channels_last(x):
@@ -490,7 +490,7 @@ def _tiles(x: Tensor, pixels: int) -> _Tiles:
         block_c = min(widest, _LINE // x.element_size())
         while block_c > _SECTOR // x.element_size() and batch * triton.cdiv(channels, block_c) < 16:
             block_c //= 2
-    block_p = _TILE_BYTES // x.element_size() // block_c
+    block_p = tile_bytes // x.element_size() // block_c
     channel_blocks = triton.cdiv(channels, block_c)
     tiles = triton.cdiv(pixels, block_p)
     chunks = min(tiles, _MOST_CHUNKS, max(1, _PROGRAMS // max(1, batch * channel_blocks)))
@@ -543,8 +543,8 @@ def instance_norm_forward(
     rstd = torch.empty_like(mean)
     if not batch:
         return output, mean, rstd
-    cut = _tiles(x, height * width)
-    out_cut = _tiles(x, output.shape[2] * output.shape[3])
+    cut = _tiles(x, height * width, _TILE_BYTES)
+    out_cut = _tiles(x, output.shape[2] * output.shape[3], _TILE_BYTES)
     partials = torch.empty((batch, cut.chunks, 2, channels), dtype=torch.float32, device=x.device)
     flat = _is_flat(x)
     residual_strides: tuple[int, ...] = (0, 0, 0, 0)
@@ -600,7 +600,7 @@ def instance_norm_backward(
             residual_strides = seen_residual.stride()
             if grad_residual is None:  # the second launch needs the masked gradient
                 grad_residual = _empty(x, dtype=grad.dtype)
-        cut = _tiles(x, height * width)
+        cut = _tiles(x, height * width, _TILE_BYTES // 2)
         partials = torch.empty((batch, cut.chunks, 3, channels), dtype=torch.float32, device=x.device)
         maps = [x, grad] if seen_residual is None else [x, grad, seen_residual]
         dense = (1, channels) if last else (height * width, 1)

@@ -44,18 +44,23 @@ def _config(queries: int, keys: int, warps: int, poly: int = 0, stages: int = 3)
 def _family(arguments: Mapping[str, Any]) -> str:
     if not arguments["FOLD"]:
         return "wide float32" if arguments["p_key"].dtype == torch.float32 else "wide half"
-    return "exact" if arguments["EXACT"] else "narrow"
+    if arguments["EXACT"]:
+        return "exact"
+    return "width 4" if max(arguments["WIDTH"], arguments["VALUE_WIDTH"]) <= 4 else "width 16"
 
 
+# The first of a family is the one predicted to be the best for the generator's shapes, see benchmarks/LOG.md.
 _QUERY_BLOCKS = {
-    "narrow": [_config(64, 128, 4)],
-    "exact": [_config(64, 64, 4)],
+    "width 4": [_config(64, 128, 4, 3), _config(64, 128, 4, 2), _config(64, 64, 4, 2), _config(64, 64, 4, 3)],
+    "width 16": [_config(64, 64, 4, 2), _config(64, 128, 4, 2)],
+    "exact": [_config(64, 64, 4, stages=2)],
     "wide half": [_config(64, 32, 4, stages=2)],
     "wide float32": [_config(16, 16, 4, stages=1)],
 }
 _KEY_BLOCKS = {
-    "narrow": [_config(64, 64, 4)],
-    "exact": [_config(64, 64, 4)],
+    "width 4": [_config(64, 64, 4, 2), _config(128, 64, 4, 2), _config(64, 64, 4)],
+    "width 16": [_config(64, 64, 4, 2), _config(64, 64, 4)],
+    "exact": [_config(64, 64, 4, stages=2)],
     "wide half": [_config(32, 32, 4, stages=2)],
     "wide float32": [_config(32, 16, 4, stages=1)],
 }
@@ -81,12 +86,12 @@ def _part(b, o_part):
 def _load_slots(
     p_rows, o_row, rows, stride_row, stride_column,
     WIDTH: tl.constexpr, GROUP: tl.constexpr, GROUPS: tl.constexpr, SLOTS: tl.constexpr,
-    PARTS: tl.constexpr, SCALE: tl.constexpr, FOLD: tl.constexpr,
+    PARTS: tl.constexpr, SCALE: tl.constexpr, FOLD: tl.constexpr, FINITE: tl.constexpr = False,
 ):  # fmt: skip
     """(len(o_row), SLOTS) of a (rows, WIDTH) matrix, zero outside.
 
     FOLD: float32 with the values of bfloat16, part PARTS[g] of SCALE * column c in slot g * GROUP + c, for the digits g
-    of PARTS. Otherwise the columns as they are.
+    of PARTS, FINITE: infinity replaced by the largest number. Otherwise the columns as they are.
     """
     o_slot = tl.arange(0, SLOTS)
     o_group = o_slot // GROUP
@@ -96,6 +101,8 @@ def _load_slots(
     b_rows = tl.load(p_rows, mask=m_slots, other=0.0)
     if FOLD:
         b_rows = b_rows.to(tl.float32) * SCALE
+        if FINITE:  # infinity times the second part of a number, 0, would be NaN
+            b_rows = tl.where(b_rows > _LARGEST, _LARGEST, tl.where(b_rows < -_LARGEST, -_LARGEST, b_rows))
         o_part = tl.where(o_group == 0, PARTS // 100, tl.where(o_group == 1, PARTS // 10 % 10, PARTS % 10))
         b_rows = _part(b_rows, o_part[None, :])
     return b_rows
@@ -168,40 +175,53 @@ def _store_rows(p_rows, b_rows, o_row, rows, WIDTH: tl.constexpr):
 
 
 @triton.jit
-def _polynomial_exp2(b, EXACT: tl.constexpr):
-    """2^b on the units for sums and products: to 1e-4 of itself, EXACT to 2e-7; below 2^-126 that, above 2^127 infinity."""
-    b = tl.minimum(tl.maximum(b, -126.0), 128.0)
-    b_whole = b + 12582912.0  # 1.5 * 2^23: round(b) in the low bits
-    b -= b_whole - 12582912.0
-    if EXACT:
-        b_power = 0.0013264727
-        b_power = b_power * b + 0.009671513
-        b_power = b_power * b + 0.055507336
-        b_power = b_power * b + 0.24022242
-        b_power = b_power * b + 0.693147
-    else:
-        b_power = 0.05550410866
-        b_power = b_power * b + 0.2402264791
-        b_power = b_power * b + 0.6931471806
+def _polynomial_exp2(b):
+    """2^b to 1e-4 of itself on the units for sums and products; 2^-128 (nearly 0) below, infinity above 2^128."""
+    b = tl.clamp(b * 0.00390625 + 0.5, 0.0, 1.0)  # b / 256 + 1 / 2
+    b_whole = b + 49151.5  # 1.5 * 2^15 - 1 / 2: round(256 b) - 128 in the low bits
+    b -= b_whole - 49151.5
+    b_power = 0.05550410866 * 16777216.0
+    b_power = b_power * b + 0.2402264791 * 65536.0
+    b_power = b_power * b + 0.6931471806 * 256.0
     b_power = b_power * b + 1.0
     b_bits = b_power.to(tl.int32, bitcast=True) + (b_whole.to(tl.int32, bitcast=True) << 23)
     return b_bits.to(tl.float32, bitcast=True)
 
 
 @triton.jit
-def _exp2(b, POLY: tl.constexpr, EXACT: tl.constexpr):
-    """2^b, POLY quarters of the columns by polynomial, so that both kinds of units are busy."""
+def _exp2_half(b):
+    """2^b of (ROWS, A, B), by polynomial where A is odd."""
+    ROWS: tl.constexpr = b.shape[0]
+    A: tl.constexpr = b.shape[1]
+    B: tl.constexpr = b.shape[2]
+    b_even, b_odd = tl.split(tl.permute(tl.reshape(b, (ROWS, A // 2, 2, B)), (0, 1, 3, 2)))
+    b = tl.join(tl.exp2(b_even), _polynomial_exp2(b_odd))
+    return tl.reshape(tl.permute(b, (0, 1, 3, 2)), (ROWS, A, B))
+
+
+@triton.jit
+def _exp2(b, POLY: tl.constexpr):
+    """2^b, POLY (0, 2, 3 or 4) eighths of the columns by polynomial, so that both kinds of units are busy.
+
+    Columns are told apart by bits 0, 3 and 4 of their number, which choose registers of a thread in the layout of the
+    matrix unit's results: no data moves.
+    """
     if POLY == 0:
         return tl.exp2(b)
-    HALF: tl.constexpr = b.shape[1] // 2
-    b_even, b_odd = tl.split(tl.reshape(b, (b.shape[0], HALF, 2)))
-    if POLY == 1:
-        b_even = tl.exp2(b_even)
-        b_odd = _exp2(b_odd, 2, EXACT)
+    ROWS: tl.constexpr = b.shape[0]
+    COLUMNS: tl.constexpr = b.shape[1]
+    b_even, b_odd = tl.split(tl.reshape(b, (ROWS, COLUMNS // 2, 2)))
+    b_even = tl.exp2(b_even)
+    if POLY == 2:
+        b_odd = tl.reshape(_exp2_half(tl.reshape(b_odd, (ROWS, COLUMNS // 8, 4))), (ROWS, COLUMNS // 2))
+    elif POLY == 3:
+        b_odd = tl.permute(tl.reshape(b_odd, (ROWS, COLUMNS // 16, 2, 4)), (0, 1, 3, 2))
+        b_low, b_high = tl.split(b_odd)
+        b_odd = tl.join(_exp2_half(b_low), _polynomial_exp2(b_high))
+        b_odd = tl.reshape(tl.permute(b_odd, (0, 1, 3, 2)), (ROWS, COLUMNS // 2))
     else:
-        b_even = tl.exp2(b_even)
-        b_odd = _polynomial_exp2(b_odd, EXACT)
-    return tl.reshape(tl.join(b_even, b_odd), b.shape)
+        b_odd = _polynomial_exp2(b_odd)
+    return tl.reshape(tl.join(b_even, b_odd), (ROWS, COLUMNS))
 
 
 @triton.constexpr_function
@@ -246,18 +266,20 @@ def _prepare_kernel(
     for i_tile in tl.static_range(TILES):
         b_key = _load_slots(
             p_key, o_key, keys, key_stride_1, key_stride_2,
-            WIDTH, GROUP, GROUPS, SLOTS, _parts(i_tile, EXACT), 1.0, FOLD,
+            WIDTH, GROUP, GROUPS, SLOTS, _parts(i_tile, EXACT), 1.0, FOLD, True,
         )  # fmt: skip
         b_value = _load_slots(
             p_value, o_key, keys, value_stride_1, value_stride_2,
             VALUE_WIDTH, VALUE_GROUP, VALUE_GROUPS, VALUE_SLOTS, _parts(i_tile, EXACT), 1.0, FOLD,
         )  # fmt: skip
         if i_tile % 2 == 0:
+            # A weight by polynomial is never NaN: that of a key is kept in its column of ones.
+            b_value_one = tl.where(tl.max(tl.where(b_key == b_key, 0, 1), 1) > 0, float("nan"), b_one)
             if FOLD:
                 o_one = tl.arange(0, SLOTS) - GROUPS * GROUP
                 b_key = tl.where(((o_one >= 0) & (o_one < 3))[None, :], b_one[:, None], b_key)
             o_one = tl.arange(0, VALUE_SLOTS) - VALUE_GROUPS * VALUE_GROUP
-            b_value = tl.where(((o_one >= 0) & (o_one < 3))[None, :], b_one[:, None], b_value.to(tl.float32))
+            b_value = tl.where(((o_one >= 0) & (o_one < 3))[None, :], b_value_one[:, None], b_value.to(tl.float32))
         _store_slots(p_key_slots + i_tile * SLOTS, b_key, SLOTS, SLOTS * TILES)
         _store_slots(p_value_slots + i_tile * VALUE_SLOTS, b_value, VALUE_SLOTS, VALUE_SLOTS * TILES)
 
@@ -301,7 +323,7 @@ def _attend(
         b_key = _stored_slots(p_key, BLOCK_M, SLOTS, STRIDE)
         b_value = _stored_slots(p_value, BLOCK_M, VALUE_SLOTS, VALUE_STRIDE)
         b_score = _scores(b_query, b_query_2, b_shift, p_key, b_key, SLOTS, STRIDE, FOLD, EXACT, PRECISION)
-        b_sum = _add_product(_exp2(b_score, POLY, EXACT), b_value, b_sum, EXACT, PRECISION)
+        b_sum = _add_product(_exp2(b_score, POLY), b_value, b_sum, EXACT, PRECISION)
         p_key += BLOCK_M * STRIDE
         p_value += BLOCK_M * VALUE_STRIDE
     return b_sum
@@ -527,7 +549,7 @@ def _query_gradient_kernel(
         b_slope = _product(b_grad, b_grad_2, p_value, b_value, VALUE_SLOTS, VALUE_STRIDE, EXACT, PRECISION)
         if not FOLD:
             b_slope -= b_delta[:, None]
-        b_slope *= _exp2(b_score, POLY, EXACT)
+        b_slope *= _exp2(b_score, POLY)
         b_sum = _add_product(b_slope, b_key, b_sum, EXACT, PRECISION)
         p_key += BLOCK_M * KEY_STRIDE
         p_value += BLOCK_M * VALUE_STRIDE
@@ -598,7 +620,7 @@ def _key_gradient_kernel(
         if not FOLD:
             b_lse = tl.load(p_lse + o_query, mask=o_query < queries, other=0.0)  # beyond them gradients are 0
             b_weight = b_weight * _LOG2_E - b_lse[None, :]
-        b_weight = _exp2(b_weight, POLY, EXACT)
+        b_weight = _exp2(b_weight, POLY)
         b_grad_value = _add_product(b_weight, b_grad, b_grad_value, EXACT, PRECISION)
         b_slope = _product(b_value, b_value_2, p_grad, b_grad, VALUE_SLOTS, GRAD_STRIDE, EXACT, PRECISION)
         if not FOLD:

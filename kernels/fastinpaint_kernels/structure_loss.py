@@ -1,8 +1,12 @@
-"""Pyramid structure loss: all scales in one launch, a small launch that adds up, one launch for the gradients.
+"""Pyramid structure loss: all scales and their terms in one launch, all gradients in another.
 
 The gradient of a mean absolute error needs the sign of the error, the priority of the pixel and the sum of priorities.
 The forward pass keeps the six signs of a pixel in one int16 and its priority in one float32, so the backward pass
 reads 6 bytes a pixel instead of the image, the edges and the predictions.
+
+Each thread of the forward pass walks down one column of a strip: what it makes of a row of the image (smoothed and
+differentiated along x) serves three rows of gradients, what it makes of a row of edges (blurred twice along x) nine
+rows of priorities. The block that finishes a scale last adds up the scale's partial sums, in a fixed order.
 """
 
 from collections.abc import Sequence
@@ -14,15 +18,29 @@ import triton.language as tl
 from torch import Tensor
 
 from fastinpaint_kernels._launch import on_device_of
+from fastinpaint_kernels.sobel_edges import load_row
 
 MAX_SCALES = 8
 MAX_SIDE = 16384  # offsets inside one image stay below 2^31
-BLOCK_H, BLOCK_W = 16, 32  # pixels of one tile: four for each thread, and one dot that no warp repeats
+COLUMNS, ROWS, WARPS = 64, 16, 2  # of one block of the forward pass
+STEP = 2  # rows that its loops take at a time; compilation takes the cube of it
 PIXELS = 256  # of one block of the backward pass
-# The 5-tap Gaussian of sigma 1, sum 1.
-_TAPS = tl.constexpr(
-    (0.05448868454964294, 0.24420134200323332, 0.4026199468942474, 0.24420134200323332, 0.05448868454964294)
+
+# The 5-tap Gaussian of sigma 1, sum 1, by distance; and twice, which reaches 4 pixels.
+_G0, _G1, _G2 = 0.4026199468942474, 0.24420134200323332, 0.05448868454964294
+_TWICE = tl.constexpr(
+    (
+        _G0 * _G0 + 2 * _G1 * _G1 + 2 * _G2 * _G2,
+        2 * _G0 * _G1 + 2 * _G1 * _G2,
+        2 * _G0 * _G2 + _G1 * _G1,
+        2 * _G1 * _G2,
+        _G2 * _G2,
+    )
 )
+# What two blurs lose where the first one's result outside the image is cut off, by the sum of the distances of both
+# pixels from the border: the outermost to itself, to the second and back, the second to itself.
+_LOST = tl.constexpr((_G1 * _G1 + _G2 * _G2, _G1 * _G2, _G2 * _G2))
+_ONE = tl.constexpr(2.0**30)  # fixed point in which bool edges are blurred along x
 
 
 @triton.jit
@@ -44,193 +62,245 @@ def _pick(values, i_scale, SCALES: tl.constexpr):
 
 
 @triton.jit
-def _reach(o_pixel, size):
-    """Weights of the five neighbours in one blur along one axis; those outside hand nothing on to a second blur."""
-    b_before_2 = tl.where(o_pixel >= 2, _TAPS[0], 0.0)
-    b_before_1 = tl.where(o_pixel >= 1, _TAPS[1], 0.0)
-    b_here = tl.full(o_pixel.shape, _TAPS[2], tl.float32)
-    b_after_1 = tl.where(o_pixel < size - 1, _TAPS[3], 0.0)
-    b_after_2 = tl.where(o_pixel < size - 2, _TAPS[4], 0.0)
-    return b_before_2, b_before_1, b_here, b_after_1, b_after_2
+def _lost(o_out, o_source):
+    """Weight that two blurs lose at a border, given the distances of both pixels from it."""
+    b_lost = tl.where(o_out + o_source == 1, _LOST[1], 0.0)
+    b_lost = tl.where(o_out + o_source == 0, _LOST[0], b_lost)
+    return tl.where((o_out == 1) & (o_source == 1), _LOST[2], b_lost)
 
 
 @triton.jit
-def _two_blurs(b_reach, T: tl.constexpr):
-    """Weight of the neighbour at distance T - 4 in two blurs along one axis."""
-    FIRST: tl.constexpr = T - 4 if T > 4 else 0
-    LAST: tl.constexpr = T if T < 4 else 4
-    b_weight = b_reach[FIRST] * _TAPS[T - FIRST]
-    for step in tl.static_range(FIRST + 1, LAST + 1):
-        b_weight += b_reach[step] * _TAPS[T - step]
-    return b_weight
+def _weight(o_x, o_first, width, K: tl.constexpr, NARROW: tl.constexpr):
+    """Weight of column ``o_first`` + K in two blurs along x, with zeros outside the image before each."""
+    o_source = o_first + K
+    o_distance = tl.abs(o_x - o_source)
+    b_weight = tl.where(o_distance == 4, _TWICE[4], 0.0)
+    for distance in tl.static_range(4):
+        b_weight = tl.where(o_distance == distance, _TWICE[distance], b_weight)
+    # Nine columns from the border on, only the outermost two can lose.
+    if K < 2:
+        b_weight -= _lost(o_x, o_source)
+    if NARROW or K > 6:
+        b_weight -= _lost(width - 1 - o_x, width - 1 - o_source)
+    return tl.where(o_source < width, b_weight, 0.0) if NARROW else b_weight
 
 
 @triton.jit
-def _priority(p_edges, first_y, o_x, height, width, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, ROWS: tl.constexpr):
-    """(BLOCK_H, BLOCK_W) priority: nine shifted loads blur along x, a banded matrix blurs along y."""
-    o_row = tl.arange(0, ROWS)
-    o_y = tl.arange(0, BLOCK_H)
-    o_source = first_y - 4 + o_row
-    m_row = ((o_source >= 0) & (o_source < height) & (o_row < BLOCK_H + 8))[:, None]
-    p_edges += (o_source * width)[:, None]
-    b_reach_y = _reach(first_y + o_y, height)
-    b_reach_x = _reach(o_x, width)
-    b_band = tl.zeros((BLOCK_H, ROWS), tl.float32)
-    b_blurred = tl.zeros((ROWS, BLOCK_W), tl.float32)
-    for t in tl.static_range(9):
-        o_column = (o_x + (t - 4))[None, :]
-        b_edges = _load(p_edges + o_column, m_row & (o_column >= 0) & (o_column < width))
-        b_blurred += _two_blurs(b_reach_x, t)[None, :] * b_edges
-        b_band += tl.where(o_row[None, :] - o_y[:, None] == t, _two_blurs(b_reach_y, t)[:, None], 0.0)
-    return tl.dot(b_band, b_blurred, input_precision="tf32x3")
+def _blur_row(p_first, y, height, width, o_first, b_weights, NARROW: tl.constexpr):
+    """A row of edges, blurred twice along x; zero outside the image."""
+    p_row = p_first + tl.minimum(tl.maximum(y, 0), height - 1) * width
+    BOOLEAN: tl.constexpr = p_first.dtype.element_ty == tl.uint8
+    b_row = tl.zeros(o_first.shape, tl.int32 if BOOLEAN else tl.float32)
+    for k in tl.static_range(9):
+        if NARROW:
+            b_edges = tl.load(p_row + k, mask=o_first + k < width, other=0)
+        else:
+            b_edges = tl.load(p_row + k)
+        b_row += b_weights[k] * b_edges.to(b_row.dtype)
+    return tl.where(y.to(tl.uint32) < height.to(tl.uint32), b_row.to(tl.float32), 0.0)
 
 
 @triton.jit
-def _source(o_pixel, size, image_size, WHOLE: tl.constexpr):
-    """Pixel of the image behind a pixel of the resized image, which is reflected at its border."""
+def _blur_down(b_rows, y, height, REGULAR: tl.constexpr, STEP: tl.constexpr, ROW: tl.constexpr):
+    """Priority of row y, the ROWth of its step, from the nine rows around it (y - 4, ..., y + 4)."""
+    b_priority = _TWICE[0] * b_rows[4]
+    for distance in tl.static_range(1, 5):
+        b_priority += _TWICE[distance] * (b_rows[4 - distance] + b_rows[4 + distance])
+    if ROW == 0:
+        b_priority -= tl.where(y == 0, _LOST[0] * b_rows[4] + _LOST[1] * b_rows[5], 0.0)
+    if ROW == 1:
+        b_priority -= tl.where(y == 1, _LOST[1] * b_rows[3] + _LOST[2] * b_rows[4], 0.0)
+    if not REGULAR or ROW == STEP - 1:
+        b_priority -= tl.where(y == height - 1, _LOST[0] * b_rows[4] + _LOST[1] * b_rows[3], 0.0)
+    if not REGULAR or ROW == STEP - 2:
+        b_priority -= tl.where(y == height - 2, _LOST[1] * b_rows[5] + _LOST[2] * b_rows[4], 0.0)
+    return b_priority
+
+
+@triton.jit
+def _source(o_pixel, size, image_size, REGULAR: tl.constexpr):
+    """Pixel of the image behind a pixel of the resized image, which is reflected at its border; further out, any."""
     o_pixel = tl.abs(o_pixel)
-    o_pixel = tl.where(o_pixel >= size, 2 * size - 2 - o_pixel, o_pixel)
-    if WHOLE:
+    o_pixel = tl.maximum(tl.where(o_pixel >= size, 2 * size - 2 - o_pixel, o_pixel), 0)
+    if REGULAR:
         return o_pixel * (image_size // size)
     return o_pixel * image_size // size
 
 
 @triton.jit
-def _load(p_block, mask):
-    return tl.load(p_block, mask=mask, other=0).to(tl.float32)
+def _image_row(p_row, plane, o_left, o_centre, o_right):
+    """For each channel [1 2 1] and [-1 0 1] along one row of the image."""
+    b_smooth_0, b_slope_0 = load_row(p_row, o_left, o_centre, o_right)
+    b_smooth_1, b_slope_1 = load_row(p_row + plane, o_left, o_centre, o_right)
+    b_smooth_2, b_slope_2 = load_row(p_row + 2 * plane, o_left, o_centre, o_right)
+    return b_smooth_0, b_slope_0, b_smooth_1, b_slope_1, b_smooth_2, b_slope_2
 
 
 @triton.jit
-def _sobel(p_channel, o_up, o_middle, o_down, o_left, o_centre, o_right, mask):
-    """Sobel gradients (dy, dx) of one channel; row and column offsets of the neighbours are given."""
-    b_up_left = _load(p_channel + o_up + o_left, mask)
-    b_up_right = _load(p_channel + o_up + o_right, mask)
-    b_down_left = _load(p_channel + o_down + o_left, mask)
-    b_down_right = _load(p_channel + o_down + o_right, mask)
-    b_dy = 2 * (_load(p_channel + o_down + o_centre, mask) - _load(p_channel + o_up + o_centre, mask))
-    b_dx = 2 * (_load(p_channel + o_middle + o_right, mask) - _load(p_channel + o_middle + o_left, mask))
-    b_dy += (b_down_left - b_up_left) + (b_down_right - b_up_right)
-    b_dx += (b_up_right - b_up_left) + (b_down_right - b_down_left)
-    return b_dy, b_dx
+def _load_pair(p_pixel, plane, o_x, LAST: tl.constexpr):
+    """(dy, dx) of one channel of a row, float32."""
+    if LAST:
+        o_pair = 6 * o_x[:, None] + tl.arange(0, 2)[None, :]
+        return tl.split(tl.load(p_pixel + o_pair).to(tl.float32))
+    return tl.load(p_pixel + o_x).to(tl.float32), tl.load(p_pixel + plane + o_x).to(tl.float32)
 
 
 @triton.jit
-def _error(p_prediction, b_target, mask):
-    """Absolute error and its sign as two bits: 1 above the target, 2 below it."""
-    b_error = tl.where(mask, _load(p_prediction, mask) - b_target, 0.0)
-    return tl.abs(b_error), tl.where(b_error > 0, 1, 0) + tl.where(b_error < 0, 2, 0)
+def _sign(b_error, BIT: tl.constexpr):
+    """Two bits: BIT above the target, the next one below it, neither at it."""
+    return tl.where(b_error > 0, 1 << BIT, 0) + tl.where(b_error < 0, 2 << BIT, 0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first_tiles", "first_pixels", "image_height", "image_width", "heights", "widths"])
 def _forward_kernel(
     p_image,  # (B, 3, H, W)
     p_predictions,  # for each scale (B, 6, h, w)
     p_edges,  # for each scale (B, 1, h, w)
-    p_signs,  # out, for each scale (B, h, w) int16
-    p_priorities,  # out, for each scale (B, h, w) float32
-    p_partials,  # out (tiles, 3) float32: sums of priority * error, of errors, of priorities
+    p_signs,  # out, the scales one after the other, each (B, h, w), int16
+    p_priorities,  # out, likewise, float32
+    p_partials,  # scratch (tiles, 3) float32: sums of priority * error, of errors, of priorities
+    p_counts,  # (scales,) int32, zero before and after: tiles that are done
+    p_terms,  # out (scales, 2) float32: edge term, gradient term
+    p_slopes,  # out (scales, 2) float32: their derivatives by priority * error and by error
     first_tiles,  # of each scale, and the number of all tiles
+    first_pixels,  # of each scale
     image_height,
     image_width,
     heights,
     widths,
-    SCALES: tl.constexpr,
-    IMAGE_LAST: tl.constexpr,  # whether the channels of a pixel lie side by side in memory
-    PREDICTIONS_LAST: tl.constexpr,
-    WHOLE: tl.constexpr,  # whether the image's sides are multiples of every scale's: no division for each pixel
-    BLOCK_H: tl.constexpr,
-    BLOCK_W: tl.constexpr,
-    ROWS: tl.constexpr,
-):
-    i_program = tl.program_id(0)
-    i_scale = _scale_of(first_tiles, i_program, SCALES)
-    i_tile = i_program - _pick(first_tiles, i_scale, SCALES)
-    height = _pick(heights, i_scale, SCALES)
-    width = _pick(widths, i_scale, SCALES)
-    columns = tl.cdiv(width, BLOCK_W)
-    tiles = tl.cdiv(height, BLOCK_H) * columns
-    i_batch = (i_tile // tiles).to(tl.int64)
-    first_y = i_tile % tiles // columns * BLOCK_H
-    first_x = i_tile % tiles % columns * BLOCK_W
-    # One flat axis: with two, Triton may let the lanes of a warp run down a column.
-    o_flat = tl.arange(0, BLOCK_H * BLOCK_W)
-    o_y = first_y + o_flat // BLOCK_W
-    o_x = first_x + o_flat % BLOCK_W
-    m_tile = (o_y < height) & (o_x < width)
-    o_tile = o_y * width + o_x
-    o_image = i_batch * height * width
-
-    p_map = _pick(p_edges, i_scale, SCALES) + o_image
-    o_column = first_x + tl.arange(0, BLOCK_W)
-    b_priority = _priority(p_map, first_y, o_column, height, width, BLOCK_H, BLOCK_W, ROWS)
-    b_priority = tl.where(m_tile, tl.reshape(b_priority, (BLOCK_H * BLOCK_W,)), 0.0)
-
-    PIXEL: tl.constexpr = 3 if IMAGE_LAST else 1
-    row = image_width * PIXEL
-    o_up = _source(o_y - 1, height, image_height, WHOLE) * row
-    o_middle = _source(o_y, height, image_height, WHOLE) * row
-    o_down = _source(o_y + 1, height, image_height, WHOLE) * row
-    o_left = _source(o_x - 1, width, image_width, WHOLE) * PIXEL
-    o_centre = _source(o_x, width, image_width, WHOLE) * PIXEL
-    o_right = _source(o_x + 1, width, image_width, WHOLE) * PIXEL
-    p_channel = p_image + i_batch * 3 * image_height * image_width
-    p_prediction = _pick(p_predictions, i_scale, SCALES) + 6 * o_image
-    o_prediction = o_tile * (6 if PREDICTIONS_LAST else 1)
-    next_gradient = 1 if PREDICTIONS_LAST else height * width
-
-    b_errors = tl.zeros((BLOCK_H * BLOCK_W,), tl.float32)
-    b_signs = tl.zeros((BLOCK_H * BLOCK_W,), tl.int32)
-    for i_channel in range(3):
-        b_dy, b_dx = _sobel(p_channel, o_up, o_middle, o_down, o_left, o_centre, o_right, m_tile)
-        b_error, b_sign = _error(p_prediction + o_prediction, b_dy, m_tile)
-        b_errors += b_error
-        b_signs += b_sign << (4 * i_channel)
-        b_error, b_sign = _error(p_prediction + next_gradient + o_prediction, b_dx, m_tile)
-        b_errors += b_error
-        b_signs += b_sign << (4 * i_channel + 2)
-        p_channel += 1 if IMAGE_LAST else image_height * image_width
-        p_prediction += 2 * next_gradient
-
-    p_sign = _pick(p_signs, i_scale, SCALES) + o_image
-    tl.store(p_sign + o_tile, b_signs.to(tl.int16), mask=m_tile)
-    p_priority = _pick(p_priorities, i_scale, SCALES) + o_image
-    tl.store(p_priority + o_tile, b_priority, mask=m_tile)
-    p_partial = p_partials + i_program.to(tl.int64) * 3
-    tl.store(p_partial, tl.sum(b_priority * b_errors))
-    tl.store(p_partial + 1, tl.sum(b_errors))
-    tl.store(p_partial + 2, tl.sum(b_priority))
-
-
-@triton.jit
-def _terms_kernel(
-    p_partials,  # (tiles, 3) float32
-    p_terms,  # out (scales, 2) float32: edge term, gradient term
-    p_slopes,  # out (scales, 2) float32: their derivatives by priority * error and by error
-    first_tiles,
     edge_alpha,
     gradient_slopes,  # for each scale grad_alpha / number of elements
     SCALES: tl.constexpr,
-    BLOCK: tl.constexpr,
+    IMAGE_LAST: tl.constexpr,  # whether the channels of a pixel lie side by side in memory
+    PREDICTIONS_LAST: tl.constexpr,
+    REGULAR: tl.constexpr,  # see ``_is_regular``
+    KEEP: tl.constexpr,  # whether signs and priorities are written
+    COLUMNS: tl.constexpr,
+    ROWS: tl.constexpr,
+    STEP: tl.constexpr,
+    BLOCK: tl.constexpr,  # partial sums that the last block of a scale reads at a time
 ):
-    i_scale = tl.program_id(0)
-    first = _pick(first_tiles, i_scale, SCALES)
-    last = _pick(first_tiles, i_scale + 1, SCALES + 1)
+    i_program = tl.program_id(0)
+    i_scale = _scale_of(first_tiles, i_program, SCALES)
+    first_tile = _pick(first_tiles, i_scale, SCALES)
+    height = _pick(heights, i_scale, SCALES)
+    width = _pick(widths, i_scale, SCALES)
+    blocks = tl.cdiv(width, COLUMNS)
+    tiles = tl.cdiv(height, ROWS) * blocks
+    i_tile = i_program - first_tile
+    i_batch = (i_tile // tiles).to(tl.int64)
+    first_y = i_tile % tiles // blocks * ROWS
+    o_x = i_tile % tiles % blocks * COLUMNS + tl.arange(0, COLUMNS)
+    m_x = o_x < width
+    o_x = tl.minimum(o_x, width - 1)
+
+    # Nine columns around each pixel, all inside the image: near its border they reach further to the other side.
+    NARROW: tl.constexpr = not REGULAR
+    o_first = tl.maximum(tl.minimum(o_x - 4, width - 9), 0)
+    p_map = _pick(p_edges, i_scale, SCALES) + i_batch * height * width + o_first
+    b_weights = ()
+    for k in tl.static_range(9):
+        b_weight = _weight(o_x, o_first, width, k, NARROW)
+        if p_map.dtype.element_ty == tl.uint8:
+            b_weight = (b_weight * _ONE + 0.5).to(tl.int32)
+        b_weights = b_weights + (b_weight,)
+    b_rows = (tl.zeros((COLUMNS,), tl.float32),) * 8
+    for first_row in range(-4, 4, STEP):
+        for row in tl.static_range(STEP):
+            y = first_y + first_row + row
+            b_rows = b_rows[1:] + (_blur_row(p_map, y, height, width, o_first, b_weights, NARROW),)
+
+    PIXEL: tl.constexpr = 3 if IMAGE_LAST else 1
+    o_left = _source(o_x - 1, width, image_width, REGULAR) * PIXEL
+    o_centre = _source(o_x, width, image_width, REGULAR) * PIXEL
+    o_right = _source(o_x + 1, width, image_width, REGULAR) * PIXEL
+    image_plane = 1 if IMAGE_LAST else image_height * image_width
+    p_image += i_batch * 3 * image_height * image_width
+    row_length = image_width * PIXEL
+    p_row = p_image + _source(first_y - 1, height, image_height, REGULAR) * row_length
+    b_up = _image_row(p_row, image_plane, o_left, o_centre, o_right)
+    p_row = p_image + _source(first_y, height, image_height, REGULAR) * row_length
+    b_here = _image_row(p_row, image_plane, o_left, o_centre, o_right)
+
+    p_prediction = _pick(p_predictions, i_scale, SCALES) + i_batch * 6 * height * width
+    prediction_plane = 1 if PREDICTIONS_LAST else height * width
+    first_pixel = _pick(first_pixels, i_scale, SCALES) + i_batch * height * width
+    b_weighted_sum = tl.zeros((COLUMNS,), tl.float32)
+    b_error_sum = tl.zeros((COLUMNS,), tl.float32)
+    b_priority_sum = tl.zeros((COLUMNS,), tl.float32)
+    for first_row in range(0, ROWS, STEP):
+        for row in tl.static_range(STEP):
+            y = first_y + first_row + row
+            m_row = m_x if REGULAR else m_x & (y < height)
+            b_rows = b_rows + (_blur_row(p_map, y + 4, height, width, o_first, b_weights, NARROW),)
+            b_priority = _blur_down(b_rows, y, height, REGULAR, STEP, row)
+            b_rows = b_rows[1:]
+            if p_map.dtype.element_ty == tl.uint8:
+                b_priority *= 1 / _ONE
+            b_priority = tl.where(m_row, b_priority, 0.0)
+
+            p_row = p_image + _source(y + 1, height, image_height, REGULAR) * row_length
+            b_down = _image_row(p_row, image_plane, o_left, o_centre, o_right)
+            o_row = (y if REGULAR else tl.minimum(y, height - 1)) * width
+            p_pixel = p_prediction + o_row * (6 if PREDICTIONS_LAST else 1)
+            b_errors = tl.zeros((COLUMNS,), tl.float32)
+            b_signs = tl.zeros((COLUMNS,), tl.int32)
+            for channel in tl.static_range(3):
+                p_pair = p_pixel + 2 * channel * prediction_plane
+                b_dy, b_dx = _load_pair(p_pair, prediction_plane, o_x, PREDICTIONS_LAST)
+                b_dy -= b_down[2 * channel] - b_up[2 * channel]
+                b_dx -= (b_up[2 * channel + 1] + b_down[2 * channel + 1]) + 2 * b_here[2 * channel + 1]
+                b_errors += tl.abs(b_dy) + tl.abs(b_dx)
+                b_signs += _sign(b_dy, 4 * channel) + _sign(b_dx, 4 * channel + 2)
+            b_up = b_here
+            b_here = b_down
+            b_errors = tl.where(m_row, b_errors, 0.0)
+            b_weighted_sum += b_priority * b_errors
+            b_error_sum += b_errors
+            b_priority_sum += b_priority
+            if KEEP:
+                tl.store(p_signs + first_pixel + o_row + o_x, b_signs.to(tl.int16), mask=m_row)
+                tl.store(p_priorities + first_pixel + o_row + o_x, b_priority, mask=m_row)
+
+    p_partial = p_partials + i_program.to(tl.int64) * 3
+    tl.store(p_partial, tl.sum(b_weighted_sum))
+    tl.store(p_partial + 1, tl.sum(b_error_sum))
+    tl.store(p_partial + 2, tl.sum(b_priority_sum))
+    last_tile = _pick(first_tiles, i_scale + 1, SCALES + 1)
+    tl.debug_barrier()
+    done = tl.atomic_add(p_counts + i_scale, 1, sem="acq_rel", scope="gpu")
+    if done == last_tile - first_tile - 1:
+        _add_up(
+            p_partials, p_terms + 2 * i_scale, p_slopes + 2 * i_scale, first_tile, last_tile, edge_alpha,
+            _pick(gradient_slopes, i_scale, SCALES), BLOCK,
+        )  # fmt: skip
+        tl.store(p_counts + i_scale, 0)
+
+
+@triton.jit
+def _add_up(p_partials, p_terms, p_slopes, first_tile, last_tile, edge_alpha, gradient_slope, BLOCK: tl.constexpr):
+    """Terms and slopes of one scale from the partial sums of its tiles."""
     b_weighted = tl.zeros((BLOCK,), tl.float32)
     b_errors = tl.zeros((BLOCK,), tl.float32)
     b_priority = tl.zeros((BLOCK,), tl.float32)
-    for i_first in range(first, last, BLOCK):
+    for i_first in range(first_tile, last_tile, BLOCK):
         o_tile = i_first + tl.arange(0, BLOCK)
         p_tile = p_partials + o_tile.to(tl.int64) * 3
-        b_weighted += _load(p_tile, o_tile < last)
-        b_errors += _load(p_tile + 1, o_tile < last)
-        b_priority += _load(p_tile + 2, o_tile < last)
+        # Past the first-level cache, which may hold what was there before.
+        b_weighted += tl.load(p_tile, mask=o_tile < last_tile, other=0, cache_modifier=".cg")
+        b_errors += tl.load(p_tile + 1, mask=o_tile < last_tile, other=0, cache_modifier=".cg")
+        b_priority += tl.load(p_tile + 2, mask=o_tile < last_tile, other=0, cache_modifier=".cg")
     weight = edge_alpha * tl.sum(b_priority)
     edge_slope = edge_alpha / tl.where(weight > 0, weight, 1.0) / 6
-    gradient_slope = _pick(gradient_slopes, i_scale, SCALES)
-    tl.store(p_terms + 2 * i_scale, edge_slope * tl.sum(b_weighted))
-    tl.store(p_terms + 2 * i_scale + 1, gradient_slope * tl.sum(b_errors))
-    tl.store(p_slopes + 2 * i_scale, edge_slope)
-    tl.store(p_slopes + 2 * i_scale + 1, gradient_slope)
+    tl.store(p_terms, edge_slope * tl.sum(b_weighted))
+    tl.store(p_terms + 1, gradient_slope * tl.sum(b_errors))
+    tl.store(p_slopes, edge_slope)
+    tl.store(p_slopes + 1, gradient_slope)
+
+
+@triton.jit
+def _load(p_block, mask):
+    return tl.load(p_block, mask=mask, other=0).to(tl.float32)
 
 
 @triton.jit
@@ -283,6 +353,19 @@ def _edge_maps(edges: Sequence[Tensor]) -> tuple[Tensor, ...]:
     return tuple(e.view(torch.uint8) if dtype == torch.bool else e for e in maps)
 
 
+def _is_regular(image_height: int, image_width: int, heights: Sequence[int], widths: Sequence[int]) -> bool:
+    """Whether the image's sides are multiples of every scale's, and the scales made of whole strips, nine columns wide.
+
+    Then the kernel divides nothing for a pixel and asks for fewer bounds.
+    """
+    whole = not any(image_height % h or image_width % w for h, w in zip(heights, widths, strict=True))
+    return whole and not any(h % ROWS for h in heights) and min(widths) >= 9
+
+
+def zeroed_counts(image: Tensor) -> Tensor:
+    return image.new_zeros((MAX_SCALES,), dtype=torch.int32)
+
+
 def _parts(flat: Tensor, maps: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """Views into one flat tensor, one value for each pixel of each map (B, C, h, w)."""
     return flat.split([m.shape[0] * m.shape[2] * m.shape[3] for m in maps])
@@ -307,28 +390,27 @@ def structure_loss_forward(
     """
     batch, _, image_height, image_width = image.shape
     heights, widths = (tuple(p.shape[axis] for p in predictions) for axis in (2, 3))
-    tiles = (batch * triton.cdiv(h, BLOCK_H) * triton.cdiv(w, BLOCK_W) for h, w in zip(heights, widths, strict=True))
+    tiles = (batch * triton.cdiv(h, ROWS) * triton.cdiv(w, COLUMNS) for h, w in zip(heights, widths, strict=True))
     first_tiles = (0, *accumulate(tiles))
+    pixels = (0, *accumulate(edge_map.numel() for edge_map in edges))
     scales = len(heights)
-    whole = not any(image_height % h or image_width % w for h, w in zip(heights, widths, strict=True))
-    terms, slopes = (image.new_empty((scales, 2), dtype=torch.float32) for _ in range(2))
+    fill = torch.empty if first_tiles[-1] > 0 else torch.zeros
+    terms, slopes = (fill((scales, 2), dtype=torch.float32, device=image.device) for _ in range(2))
+    priorities, signs = (image.new_empty((pixels[-1],), dtype=dtype) for dtype in (torch.float32, torch.int16))
+    if first_tiles[-1] == 0:
+        return terms, slopes, priorities, signs
     partials = image.new_empty((first_tiles[-1], 3), dtype=torch.float32)
-    pixels = sum(edge_map.numel() for edge_map in edges)
-    priorities, signs = (image.new_empty((pixels,), dtype=dtype) for dtype in (torch.float32, torch.int16))
     image_last = is_channels_last(image)
     with on_device_of(image):
-        if first_tiles[-1] > 0:
-            _forward_kernel[(first_tiles[-1],)](
-                image.contiguous(memory_format=torch.channels_last if image_last else torch.contiguous_format),
-                tuple(predictions), _edge_maps(edges), _parts(signs, edges), _parts(priorities, edges),
-                partials, first_tiles, image_height, image_width, heights, widths,
-                SCALES=scales, IMAGE_LAST=image_last, PREDICTIONS_LAST=all(is_channels_last(p) for p in predictions),
-                WHOLE=whole, BLOCK_H=BLOCK_H, BLOCK_W=BLOCK_W, ROWS=32, num_warps=4, maxnreg=168,
-            )  # fmt: skip
-        gradient_slopes = tuple(grad_alpha / max(p.numel(), 1) for p in predictions)
-        _terms_kernel[(scales,)](
-            partials, terms, slopes, first_tiles, edge_alpha, gradient_slopes, SCALES=scales, BLOCK=1024, num_warps=8
-        )
+        _forward_kernel[(first_tiles[-1],)](
+            image.contiguous(memory_format=torch.channels_last if image_last else torch.contiguous_format),
+            tuple(predictions), _edge_maps(edges), signs, priorities, partials, zeroed_counts(image), terms, slopes,
+            first_tiles, pixels[:-1], image_height, image_width, heights, widths,
+            edge_alpha, tuple(grad_alpha / p.numel() for p in predictions),
+            SCALES=scales, IMAGE_LAST=image_last, PREDICTIONS_LAST=all(is_channels_last(p) for p in predictions),
+            REGULAR=_is_regular(image_height, image_width, heights, widths), KEEP=True,
+            COLUMNS=COLUMNS, ROWS=ROWS, STEP=STEP, BLOCK=1024, num_warps=WARPS,
+        )  # fmt: skip
     return terms, slopes, priorities, signs
 
 

@@ -25,6 +25,12 @@ class Launcher {
     ++launches;
   }
 
+  template <class... Parameters, class... Arguments>
+  void launch_early(void (*kernel)(Parameters...), unsigned blocks, int shared_bytes,
+                    const Arguments&... arguments) const {
+    launch(kernel, blocks, shared_bytes, arguments...);
+  }
+
   mutable int launches = 0;
 
  private:

@@ -102,6 +102,8 @@ def _pooled_attention() -> Iterator[tuple[str, Callable[[], object]]]:
     from fastinpaint_kernels import pooled_attention as kernels
 
     for dtype, width in (
+        (torch.bfloat16, 4),
+        (torch.float32, 4),
         (torch.bfloat16, 8),
         (torch.bfloat16, 16),
         (torch.bfloat16, 32),
@@ -131,6 +133,16 @@ def _patch_attention() -> Iterator[tuple[str, Callable[[], object]]]:
                 kernels.patch_attention_backward(output, features, lse, size, 2, 10.0, False)
 
             yield f"{str(dtype).removeprefix('torch.')} {' x '.join(map(str, shape))}", run
+
+    for dtype, channels, side in ((torch.bfloat16, 64, 16), (torch.float16, 64, 16), (torch.bfloat16, 32, 15)):
+        if driver.active.capability != 90:
+            continue
+        features = torch.zeros(2, channels, side, side, dtype=dtype)
+
+        def run(features=features):
+            kernels.patch_attention_forward(features, 3, 2, 10.0, False, path="flash")
+
+        yield f"flash, {str(dtype).removeprefix('torch.')} {channels} x {side} x {side}", run
 
 
 def _instance_norm() -> Iterator[tuple[str, Callable[[], object]]]:
@@ -179,7 +191,7 @@ def compile_all(capabilities: list[int]) -> Table:
 
     def compile_only(self, *args, grid, warmup, **kwargs):
         kernel = launch(self, *args, grid=grid, warmup=True, **kwargs)
-        sizes = {k: v for k, v in kwargs.items() if k.startswith("BLOCK") or k in ("num_warps", "num_stages")}
+        sizes = {k: v for k, v in kwargs.items() if k.startswith("BLOCK") or k in ("POLY", "num_warps", "num_stages")}
         chosen = " ".join(f"{name}={value}" for name, value in sorted(sizes.items()))
         table[f"{where} / {self.__name__} / {chosen} / sm_{driver.active.capability}"] = _resources(kernel)
 

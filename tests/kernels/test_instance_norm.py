@@ -121,7 +121,7 @@ def test_several_tiles_chunks_and_blocks_of_channels(shape, layout):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_whole_tiles_without_masks(layout):
     shape = (1, 8, 32, 64)
-    assert kernels._tiles(_case(shape, "", layout=layout)["x"], 32 * 64).even
+    assert kernels._tiles(_case(shape, "", layout=layout)["x"], 32 * 64, kernels._TILE_BYTES).even
     for mode, padding in (("", 0), ("relu", 1), ("residual", 0)):
         _check(_case(shape, mode, layout=layout), mode, padding)
 

@@ -11,7 +11,7 @@ pytestmark = pytest.mark.usefixtures("poisoned_memory")
 # float32 sums in another order than the reference in float64; half-precision gradients are rounded once, and the
 # interpreter rounds to bfloat16 by truncation.
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 8e-3, torch.float16: 5e-4}
-ODD_SIZES = [(18, 35), (7, 13), (2, 3)]  # more than one tile, less than one, the least
+ODD_SIZES = [(18, 66), (7, 13), (2, 3), (3, 9)]  # more than one tile, less than one, the least
 
 
 def _case(batch, image_size, sizes, dtype=torch.float32):
@@ -43,7 +43,11 @@ def _check(image, predictions, edges, **alphas):
 
 
 def test_equals_the_reference_at_odd_sizes():
-    _check(*_case(2, (23, 35), ODD_SIZES))
+    _check(*_case(2, (23, 67), ODD_SIZES))
+
+
+def test_equals_the_reference_where_scales_are_whole_strips():
+    _check(*_case(1, (32, 70), [(32, 70), (16, 35), (16, 10)]))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -78,7 +82,7 @@ def test_empty_batch():
 
 
 def test_registration():
-    image, predictions, edges = _case(1, (4, 4), [(4, 4), (2, 2)])
+    image, predictions, edges = _case(1, (4, 4), [(4, 4)])
     predictions = [p.requires_grad_() for p in predictions]
     arguments = (image, predictions, edges, 20.0, 0.1)
     torch.library.opcheck(torch.ops.fastinpaint_triton.structure_loss.default, arguments)
