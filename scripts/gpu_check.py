@@ -431,7 +431,7 @@ STEPS = (
         lambda c: c.benchmark("generator", "--compiled", "no"), tables("generator"),
     ),
     Step(
-        "operators", "the target rows", 110,
+        "operators", "the target rows", 150,
         lambda c: c.benchmark(*OPERATORS, "--compiled", "no"), tables(*OPERATORS),
     ),
     Step(
