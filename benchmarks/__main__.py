@@ -20,7 +20,7 @@ def main() -> None:
     parser.add_argument("names", nargs="*", metavar="name", help=f"one or more of {', '.join(known)} (default: all)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--case", default="", help="only cases whose name contains this")
-    parser.add_argument("--skip", default="", help="no cases whose name contains this")
+    parser.add_argument("--skip", default="", help="no cases whose name contains one of these, separated by commas")
     parser.add_argument("--name", help="name of the files in --out, in place of the benchmark's")
     parser.add_argument("--budget", type=float, default=2.0, help="seconds for each rival and case (default: 2)")
     parser.add_argument("--out", type=Path, help="folder for NAME.json, NAME.md and NAME.png")

@@ -166,6 +166,7 @@ def compact(results: Results) -> str:
                 text += f" ({row.microseconds(timed) / row.microseconds(best):.3g}x)"
             if results.rate:
                 text += f" {1e6 / row.microseconds(timed):,.0f}/s"
+                text += f" +{row.memory[name]:,.0f} MiB" if row.memory.get(name) else ""
             cells.append(text)
         if best and row.left_out.get(results.ours + GRAPH):
             cells.append(f"no graph of ours: {row.left_out[results.ours + GRAPH][:120]}")

@@ -192,14 +192,14 @@ def run(
         benchmark: What to run.
         device: ``"cpu"`` or ``"cuda"``.
         wanted: Part of a case's name; empty: all of them.
-        skipped: Part of the names of cases to leave out; empty: none.
+        skipped: Parts of the names of cases to leave out, separated by commas.
         budget: Seconds for each rival and case, and again for its graph.
         compiled: As for ``prepare``.
         dry: Take the tiny cases.
         keep: Called after every case with what there is.
     """
     cases = [case for case in benchmark.cases("dry" if dry else device) if wanted in case.name]
-    cases = [case for case in cases if not skipped or skipped not in case.name]
+    cases = [case for case in cases if not any(part in case.name for part in skipped.split(",") if part)]
     notes = [*benchmark.notes, *(f"{name} is not compared: {what}." for name, what in benchmark.differs.items())]
     if device == "cuda":
         notes.append("Times are CUDA events around calls that follow each other, inputs rotated among sets.")

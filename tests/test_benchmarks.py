@@ -222,7 +222,9 @@ def test_everything_is_kept_and_drawn_and_a_lost_row_is_printed(tmp_path):
 
 
 def test_only_the_named_cases_run():
-    assert [row.case for row in run(_benchmark(ours=_ones, truth=_ones), wanted="16", budget=0.01).rows] == ["2 x 16²"]
+    for options in ({"wanted": "16"}, {"skipped": "32,x 8"}):
+        rows = run(_benchmark(ours=_ones, truth=_ones), budget=0.01, **options).rows
+        assert [row.case for row in rows] == ["2 x 16²"]
 
 
 def test_floor_is_the_slower_of_memory_and_arithmetic():
