@@ -6,6 +6,7 @@ several sets of inputs so that the L2 cache does not flatter.
 A module ``bench_<name>`` holds one ``BENCHMARK``; ``python -m benchmarks`` and ``pytest benchmarks`` find it by name.
 """
 
+import gc
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -209,7 +210,7 @@ def run(
         keep(results)
         torch.compiler.reset()
         if device == "cuda":
-            torch.cuda.empty_cache()
+            release_memory()
     return results
 
 
@@ -266,11 +267,25 @@ def _time_rival(row: Row, name: str, calls: list[Run], budget: float, *, graph: 
         return
     together = calls[: max(1, math.ceil(GRAPH_SECONDS / row.seconds[name][-1]))]
     try:
-        replay = graphed(together)
-        row.seconds[name + GRAPH] = [s / len(together) for s in time_on_gpu([replay], budget=budget)]
+        seconds = time_on_gpu([graphed(together)], budget=budget)
+        row.seconds[name + GRAPH] = [s / len(together) for s in seconds]
     except Exception as error:
         row.left_out[name + GRAPH] = _first_line(error)
+        _forget_capture()
+    release_memory()
+
+
+def release_memory() -> None:
+    """Give the device what dead graphs and calls, in reference cycles too, still hold."""
+    gc.collect()
     torch.cuda.empty_cache()
+
+
+def _forget_capture() -> None:
+    """After a capture that failed the random generator still counts for it, and every later draw raises."""
+    torch.cuda.synchronize()
+    for generator in torch.cuda.default_generators:
+        generator.graphsafe_set_state(torch.Generator(generator.device).graphsafe_get_state())
 
 
 def gap_of(call: Run) -> str | None:

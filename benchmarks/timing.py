@@ -112,7 +112,7 @@ def graphed(calls: Sequence[Callable[[], Any]]) -> Callable[[], Any]:
     return replay
 
 
-def profile(calls: Sequence[Callable[[], object]], rows: int = 10) -> str:
+def profile(calls: Sequence[Callable[[], object]], rows: int = 60) -> str:
     """The profiler's CUDA kernels, longest first: microseconds a call, launches a call, name."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
         for call in calls:
@@ -120,7 +120,7 @@ def profile(calls: Sequence[Callable[[], object]], rows: int = 10) -> str:
         torch.cuda.synchronize()
     events = sorted(profiler.key_averages(), key=lambda event: -event.self_device_time_total)
     lines = [
-        f"{event.self_device_time_total / len(calls):12,.1f} us {event.count / len(calls):7.1f} x  {event.key[:100]}"
+        f"{event.self_device_time_total / len(calls):12,.1f} us {event.count / len(calls):7.1f} x  {event.key[:240]}"
         for event in events
         if event.self_device_time_total > 0
     ]

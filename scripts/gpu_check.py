@@ -263,7 +263,7 @@ def tables(*names: str, case: str = "", kernels: bool = False) -> Callable[[Chec
             results.rows = [row for row in results.rows if case in row.case]
             parts.append(compact(results))
             if kernels and results.rows:
-                parts.append(results.rows[0].kernels)
+                parts += [line[:120] for line in results.rows[0].kernels.splitlines()[:12]]
         return "\n".join(part for part in parts if part)
 
     return show

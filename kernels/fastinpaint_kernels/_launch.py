@@ -1,5 +1,6 @@
 """What every launcher needs: the device of its tensors, and tuning."""
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
@@ -26,6 +27,11 @@ def programs_bucket(programs: int, tensor: Tensor) -> int:
     """0, 1 or 2: programs that leave multiprocessors idle, that fill them less than four times, or more often."""
     multiprocessors = _multiprocessors(tensor.device)
     return 0 if programs <= multiprocessors else 1 if programs <= 4 * multiprocessors else 2
+
+
+def _untuned() -> bool:
+    """Whether FASTINPAINT_TUNE=0 asks for first configurations: tuning compiles and times each for every new size."""
+    return os.environ.get("FASTINPAINT_TUNE", "1") == "0"
 
 
 class TunedFamilies:
@@ -63,7 +69,7 @@ class TunedFamilies:
         problem = (name, *(named[k] for k in self.key), *(a.dtype for a in arguments if isinstance(a, Tensor)))
         if problem in self.tuned or len(tuner.configs) == 1:
             return tuner[grid](*arguments)
-        if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+        if _untuned() or (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()):
             first = tuner.configs[0]
             return tuner.fn[grid](*arguments, **first.all_kwargs())
         result = tuner[grid](*arguments)
