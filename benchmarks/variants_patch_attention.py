@@ -72,7 +72,7 @@ def rows(channels: int, side: int, batch: int, device: str) -> list[str]:
         verdict = "" if error <= TOLERANCE else "  WRONG"
         figures = [milliseconds(call, device)]
         if device == "cuda":
-            figures.append(milliseconds(graphed(call), device))
+            figures.append(milliseconds(graphed([call]), device))
         times = "  ".join(f"{middle / batch:8.4f} +- {spread / batch:6.4f}" for middle, spread in figures)
         lines.append(
             f"{batch:3d} x {side:3d}^2 x {channels:3d}  {name:14s} {error:.1e}{verdict}  {times}  "
