@@ -13,8 +13,8 @@ SCALES = (1, 2, 4)
 
 
 def cases(device: str) -> list[Case]:
-    rows = [(16, 64), (16, 128), (16, 256)] if device == "cpu" else [(16, 256), (64, 256)]
-    return [_case(*row) for row in rows]
+    rows = {"cpu": [(16, 64), (16, 128), (16, 256)], "cuda": [(16, 256), (64, 256)], "dry": [(1, 32)]}
+    return [_case(*row) for row in rows[device]]
 
 
 def _case(batch: int, side: int) -> Case:
@@ -54,4 +54,5 @@ BENCHMARK = Benchmark(
     ours={"cpu": "native", "cuda": "native"},
     truth=("native, CPU", "native, scale by scale"),
     tolerance=lambda *_, **__: 0.0,
+    host=("native, CPU",),
 )

@@ -3,12 +3,13 @@
 import torch
 
 from benchmarks.machine import Work
-from benchmarks.suite import Benchmark, Case, Rivals, differentiated
+from benchmarks.suite import Benchmark, Case, Rivals, Run, differentiated, gap_of
 from fastinpaint.ops.edge_priority import edge_priority
 
 
 def cases(device: str) -> list[Case]:
-    return [] if device == "cuda" else [_case(8, side) for side in (64, 256, 1024)]
+    sizes = {"cpu": ((8, 64), (8, 256), (8, 1024)), "cuda": ((16, 256),), "dry": ((1, 16),)}
+    return [_case(*size) for size in sizes[device]]
 
 
 def _case(batch: int, side: int) -> Case:
@@ -27,12 +28,17 @@ def rivals(device: str, batch: int, side: int) -> Rivals:
     """Name to a call for the mask."""
     edges = (torch.rand(batch, 1, side, side, device=device) < 0.1).float()
     compiled = torch.compile(edge_priority, dynamic=False)
+    ours = "native" if device == "cpu" else "triton"
     values = {
-        "native": lambda: edge_priority(edges, backend="native"),
+        ours: lambda: edge_priority(edges, backend=ours),
         "eager": lambda: edge_priority(edges, backend="reference"),
         "torch.compile": lambda: compiled(edges, backend="reference"),
     }
-    return {name: differentiated(value, [], False) for name, value in values.items()}
+    calls: dict[str, Run | str] = {name: differentiated(value, [], False) for name, value in values.items()}
+    gap = gap_of(values[ours])
+    if gap is not None:
+        calls[ours] = gap
+    return calls
 
 
 BENCHMARK = Benchmark(

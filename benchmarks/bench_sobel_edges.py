@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 
 from benchmarks.machine import Work
-from benchmarks.suite import Benchmark, Case, Rivals, Run, differentiated
+from benchmarks.suite import Benchmark, Case, Rivals, Run, differentiated, gap_of
 from fastinpaint.ops.sobel_edges import sobel_edges
 
 
 def cases(device: str) -> list[Case]:
-    rows = [(8, side, backward) for backward in (False, True) for side in (64, 256, 1024)]
-    return [] if device == "cuda" else [_case(*row) for row in rows]
+    sizes = {"cpu": ((8, 64), (8, 256), (8, 1024)), "cuda": ((16, 256),), "dry": ((1, 16),)}[device]
+    return [_case(*size, backward) for backward in (False, True) for size in sizes]
 
 
 def _case(batch: int, side: int, backward: bool) -> Case:
@@ -32,13 +32,18 @@ def rivals(device: str, batch: int, side: int, backward: bool) -> Rivals:
     """Name to a call for the gradients and, with ``backward``, their gradient."""
     image = torch.rand(batch, 3, side, side, device=device, requires_grad=backward)
     compiled = torch.compile(sobel_edges, dynamic=False)
+    ours = "native" if device == "cpu" else "triton"
     values = {
-        "native": lambda: sobel_edges(image, backend="native"),
+        ours: lambda: sobel_edges(image, backend=ours),
         "eager": lambda: sobel_edges(image, backend="reference"),
         "torch.compile": lambda: compiled(image, backend="reference"),
     }
     calls: dict[str, Run | str] = {name: differentiated(value, [image], backward) for name, value in values.items()}
-    calls["OpenCV"] = "it has no backward" if backward else _opencv(image)
+    gap = gap_of(values[ours])
+    if gap is not None:
+        calls[ours] = gap
+    if device == "cpu":
+        calls["OpenCV"] = "it has no backward" if backward else _opencv(image)
     return calls
 
 

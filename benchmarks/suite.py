@@ -1,23 +1,31 @@
-"""What a benchmark is, and how it is run: every result is checked, then the rivals take turns.
+"""What a benchmark is, and how it is run: every result is checked, then the rivals are timed.
+
+On the CPU they take turns. On a GPU each is called, and then replayed as a CUDA graph where it can be captured, over
+several sets of inputs so that the L2 cache does not flatter.
 
 A module ``bench_<name>`` holds one ``BENCHMARK``; ``python -m benchmarks`` and ``pytest benchmarks`` find it by name.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from benchmarks import stand_in
 from benchmarks.machine import Work, ceilings, circumstances
-from benchmarks.results import Results, Row
-from benchmarks.timing import extra_memory, time_in_turns
+from benchmarks.results import GRAPH, Results, Row
+from benchmarks.timing import extra_memory, graphed, profile, time_in_turns, time_on_gpu
 
+BEYOND_CACHES = 1e8  # bytes of inputs and outputs that no GPU's L2 holds
+GRAPH_SECONDS = 5e-3  # of work in a graph; more sets of inputs than that need not be captured
+Compiled = Literal["no", "yes", "only"]
 Run = Callable[[], Any]  # one call; returns a tensor or a sequence of them
 Rivals = Mapping[str, Run | str]  # name to its call, or to the reason why it has none
 
@@ -49,23 +57,42 @@ class Benchmark:
 
     Args:
         title: What is timed, in words.
-        cases: Device (``"cpu"`` or ``"cuda"``) to rows.
-        rivals: Called with the device and a case's options.
+        cases: Device (``"cpu"``, ``"cuda"``, or ``"dry"``: as on CUDA but tiny) to rows.
+        rivals: Called with the device and a case's options, once for each set of inputs.
         ours: Device to the rival that is ours.
         truth: Rivals that the others are compared with before they are timed: the first of them that runs.
-        tolerance: Called as ``rivals``; largest relative L2 distance from the truth. 0: equal.
+        tolerance: Called as ``rivals``; largest relative L2 distance from the truth. 0: equal; None: not compared.
         differs: Rivals that compute something else, and what: they are timed without being compared.
         notes: Sentences below the table.
+        compiled: Rivals that wait for a compiler; ``--compiled`` leaves them out or for last.
+        sets: The most sets of inputs on a GPU.
+        graph: Whether calls are captured in CUDA graphs: those that change weights are not.
+        host: Rivals that work on the CPU even where a GPU is timed.
+        rate: Whether items per second are of interest.
     """
 
     title: str
     cases: Callable[[str], list[Case]]
     rivals: Callable[..., Rivals]
     truth: tuple[str, ...]
-    tolerance: Callable[..., float]
+    tolerance: Callable[..., float | None]
     ours: Mapping[str, str] = field(default_factory=lambda: {"cpu": "native", "cuda": "triton"})
     differs: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    compiled: tuple[str, ...] = ("torch.compile", "FlexAttention")
+    sets: int = 16
+    graph: bool = True
+    host: tuple[str, ...] = ()
+    rate: bool = False
+
+
+@dataclass
+class Prepared:
+    """A case's calls that gave the right result, why others are left out, and what is wrong with ours, if anything."""
+
+    calls: dict[str, Run]
+    left_out: dict[str, str]
+    failed: str = ""
 
 
 class WrongResult(Exception):
@@ -78,32 +105,61 @@ def find_benchmarks() -> dict[str, Benchmark]:
     return {name: import_module(f"benchmarks.bench_{name}").BENCHMARK for name in names}
 
 
-def prepare(benchmark: Benchmark, case: Case, device: str) -> tuple[dict[str, Run], dict[str, str]]:
-    """The calls of a case, each of them run and checked once, and the reasons of those left out.
+def prepare(benchmark: Benchmark, case: Case, device: str, compiled: Compiled = "yes") -> Prepared:
+    """Run and check every rival of a case once.
 
-    Raises:
-        WrongResult: Our result differs from the truth's.
-        Exception: Whatever ours raises; a peer that raises, or that differs, is left out.
+    Args:
+        benchmark: What is timed.
+        case: One of its rows.
+        device: ``"cpu"`` or ``"cuda"``.
+        compiled: Whether rivals that wait for a compiler are wanted; ``"only"`` beside ours and the truth.
     """
     torch.manual_seed(0)
+    ours = benchmark.ours[device]
     rivals = benchmark.rivals(device, **case.options)
     calls = {name: rival for name, rival in rivals.items() if not isinstance(rival, str)}
     left_out = {name: rival for name, rival in rivals.items() if isinstance(rival, str)}
-    truth = next((name for name in benchmark.truth if name in calls), None)
-    if truth is None:
-        return {}, left_out | dict.fromkeys(calls, f"nothing to compare it with: no {' and no '.join(benchmark.truth)}")
+    if ours in left_out and compiled == "only":
+        return Prepared({}, left_out)
     with exact_convolutions():
-        wanted = _tensors(calls[truth]())
-        for name in [name for name in calls if name != truth]:
+        truth, wanted = _truth(benchmark, calls, left_out)
+    if truth is None:
+        missing = f"nothing to compare it with: no {' and no '.join(benchmark.truth)}"
+        raised = "" if isinstance(rivals.get(ours), str) else left_out.get(ours, "")
+        return Prepared({}, left_out | dict.fromkeys(calls, missing), raised)
+    wanted_names = [name for name in calls if _is_wanted(benchmark, name, device, compiled)]
+    left_out = {name: reason for name, reason in left_out.items() if _is_wanted(benchmark, name, device, compiled)}
+    prepared = Prepared({name: calls[name] for name in wanted_names}, left_out)
+    with exact_convolutions():
+        for name in [name for name in wanted_names if name != truth]:
             tolerance = None if name in benchmark.differs else benchmark.tolerance(device, **case.options)
             error = _error_of(calls[name], wanted, tolerance, f"{case.name}: {name}")
             if error is None:
                 continue
-            if name == benchmark.ours[device]:
-                raise error
+            if name == ours:
+                prepared.failed = _first_line(error)
+            else:
+                prepared.left_out[name] = _first_line(error)
+            del prepared.calls[name]
+    return prepared
+
+
+def _truth(benchmark: Benchmark, calls: dict[str, Run], left_out: dict[str, str]) -> tuple[str | None, list[Tensor]]:
+    """The first truth that runs, and its result; those that raise move to ``left_out``."""
+    for name in benchmark.truth:
+        if name not in calls:
+            continue
+        try:
+            return name, _tensors(calls[name]())
+        except Exception as error:  # out of memory, say
             left_out[name] = _first_line(error)
             del calls[name]
-    return calls, left_out
+    return None, []
+
+
+def _is_wanted(benchmark: Benchmark, name: str, device: str, compiled: Compiled) -> bool:
+    slow = name in benchmark.compiled
+    return {"no": not slow, "yes": True, "only": slow or name == benchmark.ours[device]}[compiled]
 
 
 @contextmanager
@@ -122,69 +178,108 @@ def run(
     device: str = "cpu",
     wanted: str = "",
     *,
+    skipped: str = "",
     budget: float = 2.0,
+    compiled: Compiled = "yes",
+    dry: bool = False,
     keep: Callable[[Results], object] = lambda _: None,
 ) -> Results:
     """Check and time the cases whose name contains ``wanted``.
+
+    A case in which ours is wrong or raises becomes a failed row, and the next case follows.
 
     Args:
         benchmark: What to run.
         device: ``"cpu"`` or ``"cuda"``.
         wanted: Part of a case's name; empty: all of them.
-        budget: Seconds for each rival and case.
+        skipped: Parts of the names of cases to leave out, separated by commas.
+        budget: Seconds for each rival and case, and again for its graph.
+        compiled: As for ``prepare``.
+        dry: Take the tiny cases.
         keep: Called after every case with what there is.
     """
-    cases = [case for case in benchmark.cases(device) if wanted in case.name]
+    cases = [case for case in benchmark.cases("dry" if dry else device) if wanted in case.name]
+    cases = [case for case in cases if not any(part in case.name for part in skipped.split(",") if part)]
     notes = [*benchmark.notes, *(f"{name} is not compared: {what}." for name, what in benchmark.differs.items())]
-    results = Results(benchmark.title, benchmark.ours[device], notes, circumstances(device))
+    if device == "cuda":
+        notes.append("Times are CUDA events around calls that follow each other, inputs rotated among sets.")
+    results = Results(benchmark.title, benchmark.ours[device], notes, circumstances(device), rate=benchmark.rate)
     for case in tqdm(cases, desc=benchmark.title.split(",")[0], unit="case", leave=False):
-        calls, left_out = prepare(benchmark, case, device)
-        memory = {name: extra_memory(call, device) for name, call in calls.items()}
-        if device == "cuda" and results.ours in calls:
-            _add_graph(calls, left_out, results.ours)
-        seconds = time_in_turns(calls, device, budget=budget)
-        kernels = profile(calls[results.ours]) if device == "cuda" and results.ours in calls else ""
-        floor = ceilings(device).floor(case.work)
-        facts = (case.name, case.items, case.series, case.size, asdict(case.work), floor)
-        results.rows.append(Row(*facts, seconds, memory, left_out, kernels))
+        results.rows.append(_row(benchmark, case, device, budget, compiled))
         keep(results)
         torch.compiler.reset()
+        if device == "cuda":
+            torch.cuda.empty_cache()
     return results
 
 
-def _add_graph(calls: dict[str, Run], left_out: dict[str, str], ours: str) -> None:
+def _row(benchmark: Benchmark, case: Case, device: str, budget: float, compiled: Compiled) -> Row:
+    """Check and time one case."""
+    ours = benchmark.ours[device]
+    row = Row(case.name, case.items, case.series, case.size, asdict(case.work), ceilings(device).floor(case.work))
     try:
-        calls[f"{ours}, graph"] = graphed(calls[ours])
+        prepared = prepare(benchmark, case, device, compiled)
+    except Exception as error:  # the inputs or the truth
+        row.failed = _first_line(error)
+        return row
+    row.failed, row.left_out = prepared.failed, prepared.left_out
+    if device == "cpu":
+        row.memory = {name: extra_memory(call) for name, call in prepared.calls.items()}
+        row.seconds = time_in_turns(prepared.calls, budget=budget)
+        return row
+    others = [] if compiled == "only" else _other_sets(benchmark, case, device)
+    for name in sorted(prepared.calls, key=lambda name: name != ours):
+        call = prepared.calls.pop(name)  # freed when its turn is over
+        calls = [call, *(run for rivals in others if not isinstance(run := rivals[name], str))]
+        graph = benchmark.graph and name not in benchmark.host
+        try:
+            _time_rival(row, name, calls, budget, graph=graph, kernels=name == ours)
+        except Exception as error:  # out of memory, say
+            row.left_out[name] = _first_line(error)
+            if name == ours and not row.failed:
+                row.failed = row.left_out[name]
+    return row
+
+
+def _other_sets(benchmark: Benchmark, case: Case, device: str) -> list[Rivals]:
+    """The same rivals on other inputs, so many that all of them together do not fit the L2 cache."""
+    sets = min(1 if stand_in.installed() else benchmark.sets, math.ceil(BEYOND_CACHES / case.work.bytes))
+    rivals = []
+    for number in range(1, sets):
+        torch.manual_seed(number)
+        rivals.append(benchmark.rivals(device, **case.options))
+    return rivals
+
+
+def _time_rival(row: Row, name: str, calls: list[Run], budget: float, *, graph: bool, kernels: bool) -> None:
+    """Memory, time of a call, time in a CUDA graph, and the profiler's kernels of one rival on a GPU."""
+    for call in calls[1:]:
+        call()
+    row.memory[name] = extra_memory(calls[0], "cuda")
+    row.seconds[name] = time_on_gpu(calls, budget=budget)
+    if kernels:
+        try:
+            row.kernels = profile(calls[:3])
+        except Exception as error:
+            row.kernels = _first_line(error)
+    if not graph:
+        return
+    together = calls[: max(1, math.ceil(GRAPH_SECONDS / row.seconds[name][-1]))]
+    try:
+        replay = graphed(together)
+        row.seconds[name + GRAPH] = [s / len(together) for s in time_on_gpu([replay], budget=budget)]
     except Exception as error:
-        left_out[f"{ours}, graph"] = _first_line(error)
+        row.left_out[name + GRAPH] = _first_line(error)
+    torch.cuda.empty_cache()
 
 
-def graphed(call: Run) -> Run:
-    """Replay a CUDA graph of a call: the same launches without what the host takes to launch them."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            call()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        result = call()
-
-    def replay() -> Any:
-        graph.replay()
-        return result
-
-    return replay
-
-
-def profile(call: Run) -> str:
-    """The profiler's table of CUDA kernels over ten calls."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
-        for _ in range(10):
-            call()
-        torch.cuda.synchronize()
-    return str(profiler.key_averages().table(sort_by="cuda_time_total", row_limit=12))
+def gap_of(call: Run) -> str | None:
+    """Why a call cannot be served by the backend that it names; None where it can."""
+    try:
+        call()
+    except (ValueError, ImportError) as error:
+        return _first_line(error)
+    return None
 
 
 def differentiated(value_of: Callable[[], Tensor], leaves: list[Tensor], backward: bool) -> Run:

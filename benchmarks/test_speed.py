@@ -6,7 +6,7 @@ from functools import lru_cache
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from benchmarks.suite import Benchmark, Case, Run, find_benchmarks, prepare
+from benchmarks.suite import Benchmark, Case, Run, WrongResult, find_benchmarks, prepare
 
 DEVICE = "cpu"
 
@@ -14,7 +14,10 @@ DEVICE = "cpu"
 @lru_cache(maxsize=1)  # rivals of a case follow each other
 def prepared(name: str, index: int) -> tuple[dict[str, Run], dict[str, str]]:
     benchmark = find_benchmarks()[name]
-    return prepare(benchmark, benchmark.cases(DEVICE)[index], DEVICE)
+    found = prepare(benchmark, benchmark.cases(DEVICE)[index], DEVICE)
+    if found.failed:
+        raise WrongResult(found.failed)
+    return found.calls, found.left_out
 
 
 def rival_names(benchmark: Benchmark, cases: list[Case]) -> list[str]:

@@ -37,8 +37,8 @@ void fill_coverage(CannyPlan& plan) {
   }
 }
 
-CannyPlan make_plan(const Tensor& image, int64_t height, int64_t width, double sigma, double low,
-                    double high) {
+CannyPlan make_plan(const Tensor& image, int64_t height, int64_t width, const std::vector<double>& weights,
+                    double low, double high) {
   CannyPlan plan;
   plan.channels = image.size(1);
   plan.image_height = image.size(2);
@@ -47,7 +47,7 @@ CannyPlan make_plan(const Tensor& image, int64_t height, int64_t width, double s
   plan.width = width;
   for (int64_t x = 0; x < width; ++x) plan.columns.push_back(x * plan.image_width / width);
   plan.words = (plan.width + 63) / 64;
-  plan.weights = gaussian_weights(sigma, std::max(height, width));
+  plan.weights = weights_within(weights, std::max(height, width));
   plan.radius = plan.weights.size() - 1;
   plan.pad = (plan.radius + 16 + 7) / 8 * 8;
   plan.low = low_threshold(low);
@@ -209,11 +209,12 @@ void run(Detectors& detectors) {
       [](EdgeDetector& d, int64_t i) { d.unpack(i); });
 }
 
-std::vector<Tensor> detect(const Tensor& image, const std::vector<int64_t>& sizes, double sigma, double low,
-                           double high, std::optional<Tensor> mask) {
+std::vector<Tensor> detect(const Tensor& image, const std::vector<int64_t>& sizes,
+                           const std::vector<double>& weights, double low, double high,
+                           std::optional<Tensor> mask) {
   check_cpu(image, "image");
   check_type(image, ScalarType::Float, "image");
-  check_canny(image, sigma);
+  check_canny(image, weights);
   if (mask) {
     check_cpu(*mask, "mask");
     check_canny_mask(*mask, image);
@@ -224,7 +225,7 @@ std::vector<Tensor> detect(const Tensor& image, const std::vector<int64_t>& size
   Detectors detectors;
   for (const Tensor& edges : maps)
     if (edges.numel() > 0)
-      detectors.emplace_back(dense, mask, make_plan(dense, edges.size(2), edges.size(3), sigma, low, high),
+      detectors.emplace_back(dense, mask, make_plan(dense, edges.size(2), edges.size(3), weights, low, high),
                              edges);
   run(detectors);
   return maps;
@@ -232,14 +233,15 @@ std::vector<Tensor> detect(const Tensor& image, const std::vector<int64_t>& size
 
 }  // namespace
 
-Tensor canny(const Tensor& image, double sigma, double low, double high, std::optional<Tensor> mask) {
+Tensor canny(const Tensor& image, std::vector<double> weights, double low, double high,
+             std::optional<Tensor> mask) {
   check_dim(image, 4, "image", "(B, 1 or 3, H, W)");
-  return detect(image, {image.size(2), image.size(3)}, sigma, low, high, mask)[0];
+  return detect(image, {image.size(2), image.size(3)}, weights, low, high, mask)[0];
 }
 
-std::vector<Tensor> canny_pyramid(const Tensor& image, std::vector<int64_t> sizes, double sigma, double low,
-                                  double high) {
-  return detect(image, sizes, sigma, low, high, std::nullopt);
+std::vector<Tensor> canny_pyramid(const Tensor& image, std::vector<int64_t> sizes,
+                                  std::vector<double> weights, double low, double high) {
+  return detect(image, sizes, weights, low, high, std::nullopt);
 }
 
 }  // namespace fastinpaint

@@ -8,11 +8,11 @@
 
 namespace fastinpaint {
 
-inline void check_canny(const Tensor& image, double sigma) {
+inline void check_canny(const Tensor& image, const std::vector<double>& weights) {
   check_dim(image, 4, "image", "(B, 1 or 3, H, W)");
   STD_TORCH_CHECK(image.size(1) == 1 || image.size(1) == 3, "image must have 1 or 3 channels, got shape ",
                   shape_of(image));
-  STD_TORCH_CHECK(sigma >= 0.0 && sigma < 1e6, "sigma must be at least 0 and less than 1e6, got ", sigma);
+  STD_TORCH_CHECK(!weights.empty(), "weights must hold the Gaussian's weight at distance 0, got none");
 }
 
 inline void check_canny_mask(const Tensor& mask, const Tensor& image) {

@@ -44,6 +44,21 @@ FASTINPAINT_HD void blur_run(const double* weights, int radius, const ValueAt& v
   }
 }
 
+// The same for a radius that the compiler knows: every value is read once.
+template <int kRadius, int kRun, class ValueAt>
+FASTINPAINT_HD void blur_run_of(const double* weights, const ValueAt& value_at, double (&sum)[kRun]) {
+  double window[kRun + 2 * kRadius];
+  FASTINPAINT_UNROLL()
+  for (int i = 0; i < kRun + 2 * kRadius; ++i) window[i] = value_at(i - kRadius);
+  FASTINPAINT_UNROLL()
+  for (int k = 0; k < kRun; ++k) sum[k] = window[k + kRadius] * weights[0];
+  FASTINPAINT_UNROLL()
+  for (int j = kRadius; j > 0; --j) {
+    FASTINPAINT_UNROLL()
+    for (int k = 0; k < kRun; ++k) sum[k] += (window[k + kRadius - j] + window[k + kRadius + j]) * weights[j];
+  }
+}
+
 // `value` at the positions [0, size) of a line, 0 elsewhere; seen from position `origin`.
 struct EqualValues {
   double value;
@@ -59,6 +74,29 @@ FASTINPAINT_HD float blurred(const double* weights, int radius, double value, in
   return float(sum[0]);
 }
 
+// value / divisor for every value of a run, `inverse` being 1 / divisor in float32. Where nothing can
+// overflow or lose bits below the least float, one correction of the product is exact (Markstein,
+// "Computation of elementary functions on the IBM RISC System/6000 processor", 1990).
+template <int kRun>
+FASTINPAINT_HD void divide_run(float (&run)[kRun], float divisor, float inverse) {
+  float least = fabsf(run[0]), most = least;
+  FASTINPAINT_UNROLL()
+  for (int k = 1; k < kRun; ++k) {
+    least = fminf(least, fabsf(run[k]));
+    most = fmaxf(most, fabsf(run[k]));
+  }
+  if (least >= 0x1p-90f && most <= 0x1p90f) {
+    FASTINPAINT_UNROLL()
+    for (int k = 0; k < kRun; ++k) {
+      const float product = run[k] * inverse;
+      run[k] = fmaf(fmaf(-divisor, product, run[k]), inverse, product);
+    }
+  } else {
+    FASTINPAINT_UNROLL(1)
+    for (int k = 0; k < kRun; ++k) run[k] /= divisor;
+  }
+}
+
 // One Sobel derivative, from the differences before, at and after the pixel.
 FASTINPAINT_HD float sobel_sum(float before, float here, float after) {
   const double middle = here;
@@ -67,6 +105,31 @@ FASTINPAINT_HD float sobel_sum(float before, float here, float after) {
 
 FASTINPAINT_HD float gradient_magnitude(float along_h, float along_w) {
   return sqrtf(along_h * along_h + along_w * along_w);
+}
+
+enum class Maximum { no, yes, open };
+
+// is_maximum as far as float32 can tell. Both sides are multiplied by the larger derivative; they are off by
+// less than 2^-22 times their terms together, so a larger gap is certain. In between (ties above all) the
+// answer is open. 1e-37 covers subnormal products.
+template <class Stride>
+FASTINPAINT_HD Maximum probable_maximum(const float* m, Stride stride, float along_h, float along_w) {
+  const float size_h = fabsf(along_h), size_w = fabsf(along_w);
+  const bool steep = size_h > size_w, opposite = std::signbit(along_h) != std::signbit(along_w);
+  const float small = steep ? size_w : size_h, large = steep ? size_h : size_w;
+  // Every neighbour is read, whichever count: pixels side by side share them.
+  const float above = m[-stride], below = m[stride], before = m[-1], after = m[1];
+  const float corners[4] = {m[-stride - 1], m[-stride + 1], m[stride - 1], m[stride + 1]};
+  const float diagonal1 = opposite ? corners[1] : corners[3], diagonal2 = opposite ? corners[2] : corners[0];
+  const float straight1 = steep ? (opposite ? above : below) : after;
+  const float straight2 = steep ? (opposite ? below : above) : before;
+  const float rest = large - small, level = *m * large;
+  const float beyond1 = fmaf(diagonal1, small, straight1 * rest),
+              beyond2 = fmaf(diagonal2, small, straight2 * rest);
+  const float gap = level - fmaxf(beyond1, beyond2);
+  const float terms = fmaf(straight1 + straight2, large, level + (beyond1 + beyond2));
+  const float margin = fmaf(terms, 0x1p-21f, 1e-37f);
+  return gap > margin ? Maximum::yes : gap < -margin ? Maximum::no : Maximum::open;
 }
 
 // Whether neither neighbour across the edge exceeds the magnitude at `m`, as C promotes it in scikit-image:

@@ -8,9 +8,10 @@
 STABLE_TORCH_LIBRARY(fastinpaint, m) {
   m.def("cpu_isa() -> str");
   m.def(
-      "canny(Tensor image, float sigma, float low_threshold, float high_threshold, Tensor? mask) -> Tensor");
+      "canny(Tensor image, float[] weights, float low_threshold, float high_threshold, Tensor? mask) -> "
+      "Tensor");
   m.def(
-      "canny_pyramid(Tensor image, int[] sizes, float sigma, float low_threshold, float high_threshold)"
+      "canny_pyramid(Tensor image, int[] sizes, float[] weights, float low_threshold, float high_threshold)"
       " -> Tensor[]");
   m.def(
       "patch_attention(Tensor features, int kernel_size, int stride, float softmax_scale, bool overlap_add) "

@@ -2,6 +2,7 @@
 #include "pooled_attention.h"
 
 #include <cmath>
+#include <limits>
 #include <tuple>
 #include <type_traits>
 #include <vector>
@@ -31,8 +32,8 @@ void for_each(int64_t count, const Function& function) {
   });
 }
 
-// A batch with its keys as the kernel wants them. Subtracting the mean key leaves the softmax as it is, and
-// makes the scores small: they lose less to rounding, and a bound on them is tighter.
+// A batch with its keys as the kernel wants them. The mean key serves to bound scores tightly, and is not subtracted:
+// one key far away would move it, and the others would lose their digits.
 class Batch {
  public:
   Batch(const Tensor& query, const Tensor& key, const Tensor& value)
@@ -44,9 +45,14 @@ class Batch {
         query_(query.const_data_ptr<float>()),
         value_(value.const_data_ptr<float>()),
         key_(kept_memory<float, 0>(entries_ * keys_ * width_)),
-        norms_(entries_) {
+        centres_(entries_ * width_),
+        radii_(entries_),
+        value_sums_(entries_) {
     const float* from = key.const_data_ptr<float>();
-    for_each(entries_, [&](int64_t entry) { centre(from + entry * keys_ * width_, entry); });
+    for_each(entries_, [&](int64_t entry) {
+      scale_keys(from + entry * keys_ * width_, entry);
+      bound_values(entry);
+    });
   }
 
   AttentionInputs operator[](int64_t entry) const {
@@ -55,34 +61,50 @@ class Batch {
             value_width_,
             query_ + entry * queries_ * width_,
             key_ + entry * keys_ * width_,
+            centres_.data() + entry * width_,
             value_ + entry * keys_ * value_width_,
-            norms_[entry]};
+            radii_[entry],
+            value_sums_[entry]};
   }
 
  private:
-  void centre(const float* from, int64_t entry) {
-    const double log2_of_e = 1.4426950408889634;
+  void scale_keys(const float* from, int64_t entry) {
+    const double log2_of_e = 1.4426950408889634, largest = std::numeric_limits<float>::max();
+    float *to = key_ + entry * keys_ * width_, *centre = centres_.data() + entry * width_;
     std::vector<double> mean(width_, 0.0);
     for (int64_t n = 0; n < keys_; ++n)
       for (int64_t c = 0; c < width_; ++c) mean[c] += from[n * width_ + c];
-    for (double& value : mean) value /= double(keys_);
-    float *to = key_ + entry * keys_ * width_, most = 0.0f;
+    for (int64_t c = 0; c < width_; ++c) centre[c] = float(mean[c] / double(keys_) * log2_of_e);
+    float most = 0.0f;
     for (int64_t n = 0; n < keys_; ++n) {
       float square = 0.0f;
       for (int64_t c = 0; c < width_; ++c) {
-        const float x = float((from[n * width_ + c] - mean[c]) * log2_of_e);
+        const double scaled = from[n * width_ + c] * log2_of_e;
+        // Finite, so that a weight of 0 times an infinite key is no NaN; NaN stays.
+        const float x = float(std::max(std::min(scaled, largest), -largest));
         to[n * width_ + c] = x;
-        square += x * x;
+        square += (x - centre[c]) * (x - centre[c]);
       }
       most = square <= most ? most : square;  // keeps a NaN
     }
-    norms_[entry] = std::sqrt(most);
+    radii_[entry] = std::sqrt(most);
+  }
+
+  void bound_values(int64_t entry) {
+    const float* value = value_ + entry * keys_ * value_width_;
+    float most = 0.0f;
+    for (int64_t i = 0; i < keys_ * value_width_; ++i) {
+      const float x = std::fabs(value[i]);
+      most = x <= most ? most : x;  // keeps a NaN
+    }
+    value_sums_[entry] = most * float(keys_);
   }
 
   int64_t entries_, queries_, keys_, width_, value_width_;
   const float *query_, *value_;
-  float* key_;  // (entries, keys, width)
-  std::vector<float> norms_;
+  float* key_;                  // (entries, keys, width)
+  std::vector<float> centres_;  // (entries, width)
+  std::vector<float> radii_, value_sums_;
 };
 
 void check_inputs(const Tensor& query, const Tensor& key, const Tensor& value) {

@@ -15,9 +15,11 @@ constexpr int64_t kMostTile = 2 * kMostLanes;
 struct AttentionInputs {
   int64_t keys, width, value_width;
   const float* query;  // (queries, width)
-  const float* key;    // (keys, width): minus the mean key, times log2(e), so that scores are powers of two
-  const float* value;  // (keys, value_width)
-  float key_norm;      // the largest Euclidean norm of a row of `key`
+  const float* key;     // (keys, width), times log2(e), so that scores are powers of two
+  const float* centre;  // (width,): the mean row of `key`
+  const float* value;   // (keys, value_width)
+  float key_radius;     // the largest Euclidean distance of a row of `key` from `centre`
+  float value_sum;      // no sum of absolute values in a column of `value` is larger
 
   int64_t widths() const { return width + value_width; }
 

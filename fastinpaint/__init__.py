@@ -16,6 +16,7 @@ _PUBLIC = {
     "pyramid_structure_loss": "fastinpaint.ops.structure_loss",
     "pooled_attention": "fastinpaint.ops.pooled_attention",
     "patch_attention": "fastinpaint.ops.patch_attention",
+    "instance_norm": "fastinpaint.ops.instance_norm",
     "InpaintGenerator": "fastinpaint.models.generator",
     "GeneratorOutput": "fastinpaint.models.generator",
     "assemble_input": "fastinpaint.models.inputs",

@@ -120,6 +120,7 @@ def _calls(device: torch.device) -> dict[str, Callable[[str], object]]:
 
     from fastinpaint.ops.canny import canny
     from fastinpaint.ops.edge_priority import edge_priority
+    from fastinpaint.ops.instance_norm import instance_norm
     from fastinpaint.ops.patch_attention import patch_attention
     from fastinpaint.ops.pooled_attention import pooled_attention
     from fastinpaint.ops.sobel_edges import sobel_edges
@@ -134,6 +135,7 @@ def _calls(device: torch.device) -> dict[str, Callable[[str], object]]:
         "structure_loss": lambda backend: pyramid_structure_loss(image, [maps], backend=backend),
         "pooled_attention": lambda backend: pooled_attention(points, points, points, backend=backend),
         "patch_attention": lambda backend: patch_attention(image, backend=backend),
+        "instance_norm": lambda backend: instance_norm(image, None, None, backend=backend),
     }
 
 

@@ -267,11 +267,58 @@ def test_compiles_without_a_graph_break(backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_compiles_with_dynamic_sizes_and_options(backend):
+    graphs = []
+
+    def keep(graph, example_inputs):
+        graphs.append(graph)
+        return graph
+
+    def edges_of(image, low):
+        return fastinpaint.canny(image * 2, low_threshold=low, high_threshold=2 * low, backend=backend)
+
+    def pyramid_of(image, sigma):
+        return torch.stack([m.sum() for m in fastinpaint.canny_pyramid(image, sigma=sigma, backend=backend)])
+
+    compiled = torch.compile(edges_of, fullgraph=True, dynamic=True, backend=keep)
+    for height, width, low in ((70, 100, 0.1), (41, 30, 0.1), (33, 64, 0.2), (90, 20, 0.05)):
+        image = torch.rand(2, 1, height, width)
+        assert torch.equal(compiled(image, low), edges_of(image, low))
+    assert len(graphs) == 1
+    compiled = torch.compile(pyramid_of, fullgraph=True, dynamic=True, backend=keep)
+    for sigma in (1.5, 0.4, 300.0):
+        assert torch.equal(compiled(_batch(3), sigma), pyramid_of(_batch(3), sigma))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_exports_with_dynamic_sizes(backend):
+    class Edges(torch.nn.Module):
+        def forward(self, image):
+            return fastinpaint.canny(image, sigma=1.0, backend=backend)
+
+    batch, height, width = (torch.export.Dim(name, min=2, max=512) for name in ("batch", "height", "width"))
+    program = torch.export.export(
+        Edges(), (torch.rand(2, 3, 30, 40),), dynamic_shapes=({0: batch, 2: height, 3: width},)
+    )
+    image = torch.rand(3, 3, 55, 71)
+    assert torch.equal(program.module()(image), fastinpaint.canny(image, sigma=1.0, backend=backend))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_meta_tensors(backend):
+    op = torch.ops.fastinpaint.canny if backend == "native" else torch.ops.fastinpaint.canny_reference
+    edges = op(torch.zeros(2, 3, 40, 50, device="meta"), [1.0], 0.1, 0.2, None)
+    assert edges.device.type == "meta"
+    assert edges.shape == (2, 1, 40, 50)
+    assert fastinpaint.canny(torch.zeros(2, 3, 40, 50, device="meta")).dtype == torch.bool
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_opcheck(backend):
     op = torch.ops.fastinpaint.canny if backend == "native" else torch.ops.fastinpaint.canny_reference
     mask = torch.rand(2, 1, 70, 100) > 0.1
-    torch.library.opcheck(op.default, (_batch(batch=2), 1.5, 0.1, 0.2, mask))
-    torch.library.opcheck(op.default, (_batch(3, batch=2), 1.0, 0.0, 0.2, None))
+    torch.library.opcheck(op.default, (_batch(batch=2), reference.gaussian_weights(1.5), 0.1, 0.2, mask))
+    torch.library.opcheck(op.default, (_batch(3, batch=2), [0.5, 0.25], 0.0, 0.2, None))
 
 
 @pytest.mark.parametrize(
@@ -283,6 +330,12 @@ def test_opcheck(backend):
         (np.zeros((1, 1, 8, 8)), {}, TypeError, "got ndarray"),
         (torch.zeros(1, 1, 8, 8), {"sigma": -1.0}, ValueError, "sigma .* got -1.0"),
         (torch.zeros(1, 1, 8, 8), {"sigma": float("nan")}, ValueError, "sigma .* got nan"),
+        (
+            torch.zeros(1, 1, 8, 8),
+            {"sigma": 1e6},
+            ValueError,
+            "sigma must be at least 0 and less than 1e6, got 1000000",
+        ),
         (torch.zeros(1, 1, 8, 8), {"low_threshold": 0.3}, ValueError, "at most high_threshold, got 0.3 and 0.2"),
         (torch.zeros(1, 1, 8, 8), {"mask": torch.zeros(1, 1, 8, 8)}, TypeError, "bool tensor, got torch.float32"),
         (
@@ -336,7 +389,7 @@ def test_pyramid_of_nothing(backend):
 def test_pyramid_opcheck_and_compile(backend):
     ops = torch.ops.fastinpaint
     op = ops.canny_pyramid if backend == "native" else ops.canny_pyramid_reference
-    torch.library.opcheck(op.default, (_batch(3, batch=2), [70, 100, 35, 50], 1.0, 0.0, 0.2))
+    torch.library.opcheck(op.default, (_batch(3, batch=2), [70, 100, 35, 50], [0.5, 0.25], 0.0, 0.2))
 
     def function(image):
         return torch.stack([m.sum() for m in fastinpaint.canny_pyramid(image * 2, backend=backend)])
@@ -373,7 +426,7 @@ def test_pyramid_errors_name_what_was_wanted_and_what_came(options, error, messa
 )
 def test_pyramid_operator_checks_its_sizes(shape, sizes, message):
     with pytest.raises(RuntimeError, match=message):
-        torch.ops.fastinpaint.canny_pyramid(torch.zeros(shape), sizes, 1.5, 0.1, 0.2)
+        torch.ops.fastinpaint.canny_pyramid(torch.zeros(shape), sizes, [1.0], 0.1, 0.2)
 
 
 @pytest.mark.skipif(NATIVE_GAP is not None, reason=str(NATIVE_GAP))
@@ -393,7 +446,7 @@ def test_gaussian_weights_have_the_bits_of_scipy():
 
     for sigma in (0.2, 0.5, 1.0, 1.5, 2.7, 5.0, 15.9, 16.0, 40.0, 100.0):
         radius = int(4 * sigma + 0.5)
-        assert reference.gaussian_weights(sigma) == _gaussian_kernel1d(sigma, 0, radius)[radius:].tolist()
+        assert list(reference.gaussian_weights(sigma)) == _gaussian_kernel1d(sigma, 0, radius)[radius:].tolist()
 
 
 _COMPARE = """

@@ -293,10 +293,12 @@ def test_no_race(kind, sigma, masked, scales, race_finder, tmp_path):
 
 
 def _run_program(program: Path, file: Path, image, sizes, sigma, low, high, mask):
-    call = cuda_on_cpu.describe(image, sizes, sigma=sigma, low=low, high=high, mask=mask)
+    weights = cuda_on_cpu.canny_weights(sigma, sizes)
+    call = cuda_on_cpu.describe(image, sizes, weights=weights, low=low, high=high, mask=mask)
     call.seed, call.resident = 3, 4
     flat = [side for size in sizes for side in size]
-    parts = [bytes(call), bytes((ctypes.c_int64 * len(flat))(*flat)), image.numpy().tobytes()]
+    sides, taps = (ctypes.c_int64 * len(flat))(*flat), (ctypes.c_double * len(weights))(*weights)
+    parts = [bytes(call), bytes(sides), bytes(taps), image.numpy().tobytes()]
     file.write_bytes(b"".join([*parts, b"" if mask is None else mask.numpy().tobytes()]))
     done = subprocess.run([program, file], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

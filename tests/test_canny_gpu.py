@@ -10,11 +10,13 @@ import torch
 import fastinpaint as fi
 from fastinpaint.ops._backend import native_reason
 from fastinpaint.ops.canny import canny_of_sizes
+from fastinpaint.reference.canny import gaussian_weights
 from tests.canny_images import FAINT, PATTERNS, comb, pattern, serpentine, spiral
 from tests.golden_data import golden
 
 pytestmark = pytest.mark.gpu
 FAR = {"sigma": 12.0, "low_threshold": 0.001, "high_threshold": 0.01}  # wider than a tile's memory
+WEIGHTS = gaussian_weights(1.5)
 WALK = {"sigma": 0.0, "low_threshold": 0.1, "high_threshold": 2.0}  # for lines drawn with FAINT
 
 
@@ -205,8 +207,8 @@ def test_no_memory_but_the_caching_allocators(cuda):
 
 def test_opcheck(cuda):
     image, mask = torch.rand(2, 3, 70, 100, device=cuda), torch.rand(2, 1, 70, 100, device=cuda) > 0.1
-    torch.library.opcheck(torch.ops.fastinpaint.canny.default, (image, 1.5, 0.1, 0.2, mask))
-    torch.library.opcheck(torch.ops.fastinpaint.canny_pyramid.default, (image, [70, 100, 35, 50], 1.5, 0.1, 0.2))
+    torch.library.opcheck(torch.ops.fastinpaint.canny.default, (image, WEIGHTS, 0.1, 0.2, mask))
+    torch.library.opcheck(torch.ops.fastinpaint.canny_pyramid.default, (image, [70, 100, 35, 50], WEIGHTS, 0.1, 0.2))
 
 
 def test_compiles_without_a_graph_break(cuda):
@@ -233,7 +235,7 @@ def test_auto_prefers_native(cuda, recwarn):
 )
 def test_operators_check_their_arguments(image, mask, message, cuda):
     with pytest.raises(RuntimeError, match=message):
-        torch.ops.fastinpaint.canny(image.to(cuda), 1.5, 0.1, 0.2, None if mask is None else mask.to(cuda))
+        torch.ops.fastinpaint.canny(image.to(cuda), WEIGHTS, 0.1, 0.2, None if mask is None else mask.to(cuda))
 
 
 def _need_memory(gibibytes):

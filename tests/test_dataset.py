@@ -150,3 +150,31 @@ def test_wrong_arguments_are_named(folder: Path, tmp_path: Path) -> None:
         InpaintDataset.from_arrays([np.zeros((4, 4, 3))])  # type: ignore[list-item]
     with pytest.raises(TypeError, match=r"got \(4, 4, 4\)"):
         InpaintDataset.from_arrays([np.zeros((4, 4, 4), np.uint8)])
+
+
+@pytest.mark.parametrize("context", ["fork", "spawn"])
+def test_decoded_images_are_the_same_in_every_process(folder: Path, tmp_path_factory, context: str) -> None:
+    (folder / "d.png").write_bytes(b"broken")
+    options = {"flip": True, "seed": 3}
+    with pytest.warns(RuntimeWarning, match=r"d\.png"):
+        expected = all_of(InpaintDataset(folder, 16, "random", **options))
+    dataset = InpaintDataset(folder, 16, "random", **options)
+    with pytest.warns(RuntimeWarning, match=r"d\.png"):
+        decoded = dataset.decode_all(tmp_path_factory.mktemp("run") / "decoded.u8")
+    for path in folder.rglob("*.png"):
+        path.unlink()
+    assert torch.equal(all_of(dataset), expected)
+    loader = DataLoader(dataset, batch_size=1, num_workers=2, multiprocessing_context=context)
+    assert torch.equal(torch.cat(list(loader)), expected)
+    assert dataset.unreadable == [folder / "d.png"]
+    assert torch.equal(dataset.of_size(24).draw(1, 0), InpaintDataset(decoded, 24, "random", **options)[1])
+    decoded.close()
+    assert not decoded.path.exists()
+    assert torch.equal(dataset[0], expected[0])
+
+
+def test_pixels_are_what_the_signed_image_is_made_of(folder: Path) -> None:
+    dataset = InpaintDataset(folder, 16, "random", flip=True)
+    pixels = dataset.draw_pixels(1, 4)
+    assert pixels.dtype == torch.uint8
+    assert torch.equal(pixels.to(torch.float32).div_(127.5).sub_(1.0), dataset.draw(1, 4))

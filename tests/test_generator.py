@@ -2,14 +2,18 @@ import json
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from fastinpaint.checkpoint.tensorflow import read_tf_checkpoint
 from fastinpaint.models.from_tensorflow import generator_from_tf
 from fastinpaint.models.generator import InpaintGenerator
 from fastinpaint.models.inputs import assemble_input
 from fastinpaint.ops.canny import canny
+from fastinpaint.reference import instance_norm as norm_reference
 from tests.golden_data import CHECKPOINT, golden, nchw, relative_error
 from tests.tolerances import TOLERANCES
+
+PLAIN_NORM = norm_reference.instance_norm
 
 
 def random_input(height=32, width=48, batch=2):
@@ -94,6 +98,62 @@ def test_channels_last_and_autocast_agree_with_plain_float32(attention):
             narrow = flat(generator(inputs)).float()
     assert relative_error(narrow, wanted) < 0.2  # bfloat16 carries 8 bits through 40 layers
     assert narrow.isfinite().all()
+
+
+class _OtherLayouts(TorchDispatchMode):
+    """Collects operators that return a map of several channels in another layout than channels-last."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        name = function.overloadpacket.__name__
+        copies = name in ("clone", "copy_", "contiguous", "_to_copy")
+        if isinstance(out, torch.Tensor) and out.dim() == 4 and out.shape[1] > 1 and (copies or out.stride(1) != 1):
+            self.found.append((name, tuple(out.shape), out.stride()))
+        return out
+
+
+def test_channels_last_maps_stay_so_without_copies():
+    generator = InpaintGenerator(32).to(memory_format=torch.channels_last)
+    inputs = random_input().to(memory_format=torch.channels_last)
+    with _OtherLayouts() as layouts:
+        output = generator(inputs)
+    assert not layouts.found
+    assert all(part.is_contiguous(memory_format=torch.channels_last) for part in (*output.images, *output.gradients))
+
+
+class _NormOfOneOperator(torch.autograd.Function):
+    """The norm as it is on a GPU: no operators within, gradients in the layout of what they belong to."""
+
+    @staticmethod
+    def forward(ctx, *arguments):
+        ctx.leaves = [a.detach().requires_grad_() if isinstance(a, torch.Tensor) else a for a in arguments]
+        with torch.enable_grad():
+            ctx.output = PLAIN_NORM(*ctx.leaves)
+        return ctx.output.detach()
+
+    @staticmethod
+    def backward(ctx, grad):
+        assert grad.stride(1) == 1, f"the norm would copy a gradient of strides {grad.stride()}"
+        with _disable_current_modes():
+            tensors = [leaf for leaf in ctx.leaves if isinstance(leaf, torch.Tensor)]
+            found = iter(torch.autograd.grad(ctx.output, tensors, grad))
+            grads = [next(found) if isinstance(leaf, torch.Tensor) else None for leaf in ctx.leaves]
+            last = torch.channels_last
+            return tuple(g.contiguous(memory_format=last) if g is not None and g.dim() == 4 else g for g in grads)
+
+
+def test_gradients_of_channels_last_maps_stay_so(monkeypatch):
+    generator = InpaintGenerator(32).to(memory_format=torch.channels_last)
+    monkeypatch.setattr(norm_reference, "instance_norm", _NormOfOneOperator.apply)
+    output = generator(random_input().to(memory_format=torch.channels_last))
+    parts = [*output.images, *output.gradients]
+    with _OtherLayouts() as layouts:
+        torch.autograd.backward(parts, [torch.ones_like(part) for part in parts])
+    assert not layouts.found
 
 
 def test_bfloat16_autocast_trains():

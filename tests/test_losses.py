@@ -6,7 +6,7 @@ import torch
 from fastinpaint.losses import adversarial
 from fastinpaint.losses.matching import matching_loss
 from fastinpaint.losses.objective import InpaintObjective, LossWeights
-from fastinpaint.losses.perceptual import content_loss, gram_matrix, style_loss
+from fastinpaint.losses.perceptual import _BFloat16Gram, content_loss, gram_matrix, style_loss
 from fastinpaint.losses.pixel import masked_l1, total_variation
 from fastinpaint.models.discriminator import PatchDiscriminator
 from fastinpaint.models.generator import GeneratorOutput
@@ -253,3 +253,33 @@ def test_what_is_missing_is_named():
         LossWeights(style=-1)
     with pytest.raises(ValueError, match="adversarial_kind must be one of hinge, cross_entropy"):
         LossWeights(adversarial_kind="wgan")
+
+
+def test_bfloat16_gram_has_the_values_and_gradients_of_float32():
+    features = torch.randn(2, 5, 4, 6).to(torch.bfloat16)
+    exact = features.double().flatten(2).requires_grad_()
+    weight = torch.randn(2, 5, 5, dtype=torch.float64)
+    wanted = exact @ exact.transpose(1, 2)
+    (wanted * weight).sum().backward()
+    flat = features.flatten(2).requires_grad_()
+    found = _BFloat16Gram.apply(flat)
+    (found * weight.float()).sum().backward()
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), wanted.detach(), rtol=1e-5, atol=1e-5)  # sums of exact products
+    error = (flat.grad.double() - exact.grad).norm() / exact.grad.norm()
+    assert error < 2**-8  # the gradient of the matrix and the result are rounded to 2^-9 each
+
+
+def test_small_images_are_compared_inside_the_hole():
+    image = torch.rand(2, 3, 16, 16) * 2 - 1
+    mask = torch.zeros(2, 1, 16, 16)
+    mask[:, :, 4:8, 5:9] = 1
+    half, quarter = torch.rand(2, 3, 8, 8), torch.rand(2, 3, 4, 4)
+    gradients = tuple(torch.zeros(2, 6, 16 // s, 16 // s) for s in (1, 2, 4))
+    weights = dataclasses.replace(OFF, l1_half=0.5, l1_quarter=2.0)
+    terms = InpaintObjective(weights).generator_terms(image, mask, GeneratorOutput((image, half, quarter), gradients))
+    error = (half - torch.nn.functional.avg_pool2d(image, 2))[:, :, 2:4, 2:5].abs().sum(1).mean()
+    torch.testing.assert_close(terms["l1_half"], 0.5 * error)
+    error = (quarter - torch.nn.functional.avg_pool2d(image, 4))[:, :, 1:2, 1:3].abs().sum(1).mean()
+    torch.testing.assert_close(terms["l1_quarter"], 2 * error)
+    assert terms.keys() == {"l1_half", "l1_quarter", "total"}

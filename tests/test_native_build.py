@@ -52,14 +52,14 @@ def test_instruction_set_is_named():
 @pytest.mark.parametrize(
     ("image", "options", "message"),
     [
-        (torch.zeros(8, 8), (1.5, 0.1, 0.2, None), r"image must be \(B, 1 or 3, H, W\), got shape \(8, 8\)"),
-        (torch.zeros(1, 2, 8, 8), (1.5, 0.1, 0.2, None), r"1 or 3 channels, got shape \(1, 2, 8, 8\)"),
-        (torch.zeros(1, 1, 8, 8).double(), (1.5, 0.1, 0.2, None), "image must be Float, got Double"),
-        (torch.zeros(1, 1, 8, 8), (-1.0, 0.1, 0.2, None), "sigma must be at least 0 .* got -1"),
-        (torch.zeros(1, 1, 8, 8), (1.5, 0.1, 0.2, torch.zeros(1, 1, 8, 8)), "mask must be Bool, got Float"),
+        (torch.zeros(8, 8), ([1.0], 0.1, 0.2, None), r"image must be \(B, 1 or 3, H, W\), got shape \(8, 8\)"),
+        (torch.zeros(1, 2, 8, 8), ([1.0], 0.1, 0.2, None), r"1 or 3 channels, got shape \(1, 2, 8, 8\)"),
+        (torch.zeros(1, 1, 8, 8).double(), ([1.0], 0.1, 0.2, None), "image must be Float, got Double"),
+        (torch.zeros(1, 1, 8, 8), ([], 0.1, 0.2, None), "weights must hold .* got none"),
+        (torch.zeros(1, 1, 8, 8), ([1.0], 0.1, 0.2, torch.zeros(1, 1, 8, 8)), "mask must be Bool, got Float"),
         (
             torch.zeros(1, 1, 8, 8),
-            (1.5, 0.1, 0.2, torch.zeros(1, 1, 8, 9, dtype=torch.bool)),
+            ([1.0], 0.1, 0.2, torch.zeros(1, 1, 8, 9, dtype=torch.bool)),
             r"mask must have size 8 on axis 3 .* got shape \(1, 1, 8, 9\)",
         ),
     ],

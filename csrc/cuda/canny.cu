@@ -7,6 +7,7 @@
 #include <torch/headeronly/util/Half.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <optional>
 
 #include "../canny_arguments.h"
@@ -15,10 +16,23 @@
 namespace fastinpaint {
 namespace {
 
+// Whether kernels may start before the one before them has ended: FASTINPAINT_EARLY_LAUNCH=1, from compute
+// capability 9.0 on. Off until a GPU has shown that it pays.
+bool launches_early(int32_t device) {
+  static const bool wanted = [] {
+    const char* value = std::getenv("FASTINPAINT_EARLY_LAUNCH");
+    return value != nullptr && value[0] == '1';
+  }();
+  if (!wanted) return false;
+  int major = 0;
+  STD_CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
+  return major >= 9;
+}
+
 // Launches on torch's current stream of a device.
 class StreamLauncher {
  public:
-  explicit StreamLauncher(int32_t device) {
+  explicit StreamLauncher(int32_t device) : launches_early_(launches_early(device)) {
     void* stream = nullptr;
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
     stream_ = static_cast<cudaStream_t>(stream);
@@ -33,8 +47,27 @@ class StreamLauncher {
     STD_CUDA_KERNEL_LAUNCH_CHECK();
   }
 
+  // The kernel may start before those launched before have ended; it waits for them itself.
+  template <class... Parameters, class... Arguments>
+  void launch_early(void (*kernel)(Parameters...), unsigned blocks, int shared_bytes,
+                    const Arguments&... arguments) const {
+    if (!launches_early_) return launch(kernel, blocks, shared_bytes, arguments...);
+    cudaLaunchAttribute attribute{};
+    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attribute.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t config{};
+    config.gridDim = dim3(blocks);
+    config.blockDim = dim3(kThreads);
+    config.dynamicSmemBytes = size_t(shared_bytes);
+    config.stream = stream_;
+    config.attrs = &attribute;
+    config.numAttrs = 1;
+    STD_CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, arguments...));
+  }
+
  private:
   cudaStream_t stream_;
+  bool launches_early_;
 };
 
 void check_on_device(const Tensor& tensor, const Tensor& image, const char* name) {
@@ -79,13 +112,14 @@ void launch_scales(const Tensor& image, const CannyLaunch& launch) {
   }
 }
 
-std::vector<Tensor> detect(const Tensor& image, const std::vector<int64_t>& sizes, double sigma, double low,
-                           double high, const std::optional<Tensor>& mask) {
+std::vector<Tensor> detect(const Tensor& image, const std::vector<int64_t>& sizes,
+                           const std::vector<double>& weights, double low, double high,
+                           const std::optional<Tensor>& mask) {
   check_on_device(image, image, "image");
   const ScalarType type = image.scalar_type();
   STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::Half || type == ScalarType::BFloat16,
                   "image must be Float, Half or BFloat16, got ", torch::headeronly::toString(type));
-  check_canny(image, sigma);
+  check_canny(image, weights);
   if (mask) {
     check_on_device(*mask, image, "mask");
     check_canny_mask(*mask, image);
@@ -103,19 +137,20 @@ std::vector<Tensor> detect(const Tensor& image, const std::vector<int64_t>& size
   for (size_t i = 0; i < targets.size(); i += kMaxScales) {
     const std::vector<CannyTarget> group(targets.begin() + i,
                                          targets.begin() + std::min(i + kMaxScales, targets.size()));
-    launch_scales(image, CannyLaunch(job, image.size(0), group, sigma));
+    launch_scales(image, CannyLaunch(job, image.size(0), group, weights));
   }
   return maps;
 }
 
-Tensor canny(const Tensor& image, double sigma, double low, double high, std::optional<Tensor> mask) {
+Tensor canny(const Tensor& image, std::vector<double> weights, double low, double high,
+             std::optional<Tensor> mask) {
   check_dim(image, 4, "image", "(B, 1 or 3, H, W)");
-  return detect(image, {image.size(2), image.size(3)}, sigma, low, high, mask)[0];
+  return detect(image, {image.size(2), image.size(3)}, weights, low, high, mask)[0];
 }
 
-std::vector<Tensor> canny_pyramid(const Tensor& image, std::vector<int64_t> sizes, double sigma, double low,
-                                  double high) {
-  return detect(image, sizes, sigma, low, high, std::nullopt);
+std::vector<Tensor> canny_pyramid(const Tensor& image, std::vector<int64_t> sizes,
+                                  std::vector<double> weights, double low, double high) {
+  return detect(image, sizes, weights, low, high, std::nullopt);
 }
 
 }  // namespace

@@ -47,16 +47,20 @@ constexpr int kFirstOpen = 2;
 static_assert(kFirstOpen + kBorder <= 256);
 
 constexpr int kMaxScales = 8;
-constexpr int kMaxTileRadius = 40;  // of a Gaussian whose weights travel with the launch
-constexpr int kWeightChunk = 448;   // weights of one launch of store_weights: parameters end at 4 KiB
+constexpr int kMaxTileRadius = 40;   // of a Gaussian whose weights travel with the launch
+constexpr int kMaxTableRadius = 12;  // and whose coverage does, too
+constexpr int kTableSize = (kMaxTableRadius + 1) * (kMaxTableRadius + 2);
+static_assert(kTableSize <= kThreads);
+constexpr int kWeightChunk = 448;  // weights of one launch of store_weights: parameters end at 4 KiB
 
 // One edge map of every image of the batch.
 struct CannyScale {
   int height, width;
-  int tiles_across, tiles;  // tiles in a row of tiles, in an image
-  int first_tile;           // number of tiles in the scales before
-  int64_t first_pixel;      // number of pixels in the scales before
-  unsigned char* labels;    // (batch, height, width): the output
+  int row_step, column_step;  // from one pixel to the next, in pixels of the image; 0: no whole number
+  int tiles_across, tiles;    // tiles in a row of tiles, in an image
+  int first_tile;             // number of tiles in the scales before
+  int64_t first_pixel;        // number of pixels in the scales before
+  unsigned char* labels;      // (batch, height, width): the output
 };
 
 struct CannyJob {
@@ -72,6 +76,10 @@ struct CannyJob {
   int* parents;  // (tiles, kBorder); of the nodes, numbered from the first of their image
 
   double weights[kMaxTileRadius + 1];  // by distance
+  // The part of the Gaussian inside the image (scikit-image's, its epsilon added), (radius + 1, radius + 1)
+  // by distance to the next border along H and W; then 1 / its last column. Of Gaussians that the tile's
+  // memory holds as doubles.
+  float cover_table[kTableSize];
   // For a wider Gaussian; maps hold all scales, (pixels,).
   double* far_weights;     // (radius + 1,)
   float *columns, *cover;  // blurred along H: image, mask
@@ -204,42 +212,52 @@ __device__ inline void unite(Parents parents, int a, int b) {
 
 // ---- Smoothing --------------------------------------------------------------------------------------------
 
-// Where a tile's arrays lie in shared memory. Those of later stages take the place of dead ones.
+// Where a tile's arrays lie in shared memory. Those of later stages take the place of dead ones. Source and
+// column are kept as doubles, so that each value is converted once, or as floats, so that wider Gaussians
+// fit.
+template <class Stored>
 struct TileMemory {
   int radius, source_height, source_width, stride;  // of source; column has its width and stride
   unsigned char *weak, *strong;  // (kTileHeight, 8): bits of a row, pixel x is bit x % 8 of byte x / 8
-  float* row_cover;              // (2, kSmoothHeight): see fill_cover
-  float* covered;                // (kSmoothHeight, kSmoothStride)
-  float* source;                 // (source_height, stride)
+  float* table;                  // job.cover_table; or (2, kSmoothHeight): see fill_cover
+  float* covered;                // (kSmoothHeight, kSmoothStride), where the table does not serve
+  Stored* source;                // (source_height, stride)
   float* smooth;                 // (kSmoothHeight, kSmoothStride), after source
   int* parents;                  // (kTileHeight, kTileWidth), after smooth
-  float* column;                 // (kSmoothHeight, stride)
+  Stored* column;                // (kSmoothHeight, stride)
   float* magnitude;              // (kMagnitudeHeight, kMagnitudeStride), after column
   int* nodes;                    // (kTileHeight, kTileWidth), after magnitude
   unsigned char* end;
 
-  FASTINPAINT_HD TileMemory(unsigned char* memory, int radius)
+  FASTINPAINT_HD TileMemory(unsigned char* memory, int radius, bool has_covered)
       : radius(radius),
         source_height(kSmoothHeight + 2 * radius),
         source_width(kSmoothWidth + 2 * radius),
         stride(source_width | 1) {
     weak = memory;
     strong = weak + kThreads;
-    row_cover = reinterpret_cast<float*>(strong + kThreads);
-    covered = row_cover + 2 * kSmoothHeight;
-    source = smooth = covered + kSmoothHeight * kSmoothStride;
+    table = reinterpret_cast<float*>(strong + kThreads);
+    covered = table + (kTableSize + 3) / 4 * 4;
+    source = reinterpret_cast<Stored*>(covered + (has_covered ? kSmoothHeight * kSmoothStride : 0));
+    smooth = reinterpret_cast<float*>(source);
     parents = reinterpret_cast<int*>(source);
-    column = magnitude = source + source_height * stride;
+    column = source + source_height * stride;
+    magnitude = reinterpret_cast<float*>(column);
     nodes = reinterpret_cast<int*>(column);
     end = reinterpret_cast<unsigned char*>(column + kSmoothHeight * stride);
   }
 };
+static_assert(kTableSize >= 2 * kSmoothHeight);
+template <bool kMasked, class Stored>
+constexpr bool kHasCovered = kMasked || sizeof(Stored) == sizeof(float);
+static_assert(kSmoothHeight * kSmoothStride % 4 == 0);  // what follows covered is aligned
 static_assert(kSmoothHeight * kSmoothStride >= kTileHeight * kTileWidth);
 static_assert(kSmoothHeight * kSmoothStride >= kMagnitudeHeight * kMagnitudeStride);
 
 // Values of shared memory along a row (step 1) or a column.
+template <class Stored>
 struct Line {
-  const float* middle;
+  const Stored* middle;
   int step;
 
   FASTINPAINT_HD double operator()(int i) const { return middle[i * step]; }
@@ -253,14 +271,20 @@ struct Cover {
   const float* inner;    // (kSmoothHeight,): of those columns
   const float* covered;  // (kSmoothHeight, kSmoothStride): of the others
 
-  FASTINPAINT_HD float at(int row, int column) const {
-    return column >= left && column < right ? inner[row] : covered[row * kSmoothStride + column];
+  // Divides a run of values.
+  FASTINPAINT_HD void divide(int row, int column, float (&run)[kBlurRun]) const {
+    FASTINPAINT_UNROLL()
+    for (int k = 0; k < kBlurRun; ++k) {
+      const bool is_inner = column + k >= left && column + k < right;
+      run[k] /= is_inner ? inner[row] : covered[row * kSmoothStride + column + k];
+    }
   }
 };
 
-__device__ inline Cover fill_cover(const CannyJob& job, const Tile& tile, const TileMemory& m) {
+template <class Stored>
+__device__ inline Cover fill_cover(const CannyJob& job, const Tile& tile, const TileMemory<Stored>& m) {
   const int radius = m.radius, first = tile.x0 - 2;
-  float *down = m.row_cover, *inner = m.row_cover + kSmoothHeight;
+  float *down = m.table, *inner = m.table + kSmoothHeight;
   if (int(threadIdx.x) < kSmoothHeight) {
     const int row = threadIdx.x;
     down[row] = blurred(job.weights, radius, 1.0, tile.y0 - 2 + row, tile.height);
@@ -278,77 +302,261 @@ __device__ inline Cover fill_cover(const CannyJob& job, const Tile& tile, const 
   return {left, right, inner, m.covered};
 }
 
-// Fills source with the values of the image around a tile.
-template <class ValueAt>
-__device__ inline void read_tile(const Tile& tile, const TileMemory& m, const ValueAt& value_at) {
-  const int reach = m.radius + 2;
-  for (int column = threadIdx.x % 32; column < m.source_width; column += 32) {
-    FASTINPAINT_UNROLL(4)
-    for (int row = threadIdx.x / 32; row < m.source_height; row += kThreads / 32)
-      m.source[row * m.stride + column] = value_at(tile.y0 - reach + row, tile.x0 - reach + column);
+// The same from job.cover_table, for images at least 2 * radius + 1 pixels high and wide.
+struct TableCover {
+  const float* table;  // job.cover_table, in shared memory
+  int radius, first_y, first_x, last_y, last_x;
+
+  FASTINPAINT_HD TableCover(const Tile& tile, const float* table, int radius)
+      : table(table),
+        radius(radius),
+        first_y(tile.y0 - 2),
+        first_x(tile.x0 - 2),
+        last_y(tile.height - 1),
+        last_x(tile.width - 1) {}
+
+  // Distance to the nearer border, from 0 to radius.
+  FASTINPAINT_HD int distance(int i, int last) const {
+    const int nearer = i < last - i ? i : last - i;
+    return nearer < 0 ? 0 : nearer < radius ? nearer : radius;
   }
+
+  // Divides a run of values.
+  FASTINPAINT_HD void divide(int row, int column, float (&run)[kBlurRun]) const {
+    const int x = first_x + column, y = distance(first_y + row, last_y);
+    const float* line = table + y * (radius + 1);
+    if (x >= radius && x + kBlurRun - 1 + radius <= last_x) {  // nearly always for a whole warp at a time
+      divide_run(run, line[radius], table[(radius + 1) * (radius + 1) + y]);
+    } else {
+      FASTINPAINT_UNROLL(1)
+      for (int k = 0; k < kBlurRun; ++k) run[k] /= line[distance(x + k, last_x)];
+    }
+  }
+};
+
+// What read_tile fills source with: the grey image, zero outside the mask. A row's pixels lie one behind the
+// other.
+template <class Pixel, bool kMasked, int kChannels>
+struct RowSource {
+  const CannyJob& job;
+  const Tile& tile;
+  const Pixel* image;
+  int64_t row_stride, plane;
+
+  FASTINPAINT_HD RowSource(const CannyJob& job, const Tile& tile)
+      : job(job),
+        tile(tile),
+        image(static_cast<const Pixel*>(job.image) + tile.image * job.image_strides[0]),
+        row_stride(job.scales[tile.scale].row_step * job.image_strides[2]),
+        plane(job.image_strides[1]) {}
+
+  FASTINPAINT_HD float at(int64_t row, int y, int x) const {
+    if (kMasked && !is_valid(job, tile, y, x)) return 0.0f;
+    const Pixel* pixel = image + row + x;
+    if constexpr (kChannels == 1)
+      return float(pixel[0]);
+    else
+      return gray_of(float(pixel[0]), float(pixel[plane]), float(pixel[2 * plane]));
+  }
+};
+
+// The same however the pixels lie, and for maps of any size.
+template <class Pixel, bool kMasked>
+struct AnySource {
+  const CannyJob& job;
+  const Tile& tile;
+  static constexpr int64_t row_stride = 0;
+
+  FASTINPAINT_HD float at(int64_t, int y, int x) const { return read_gray<Pixel, kMasked>(job, tile, y, x); }
+};
+
+// The mask: 1 where the image counts.
+struct MaskSource {
+  const CannyJob& job;
+  const Tile& tile;
+  static constexpr int64_t row_stride = 0;
+
+  FASTINPAINT_HD float at(int64_t, int y, int x) const { return is_valid(job, tile, y, x) ? 1.0f : 0.0f; }
+};
+
+// Fills source around a tile, with zeros outside the edge map. Nine values of a thread are on their way at a
+// time. kRadius 0: m.radius.
+template <int kRadius, class Stored, class Source>
+__device__ inline void read_tile(const Tile& tile, const TileMemory<Stored>& m, const Source& source) {
+  constexpr int kRows = 3, kColumns = 3, kWarps = kThreads / 32;
+  const int radius = kRadius > 0 ? kRadius : m.radius, height = kSmoothHeight + 2 * radius,
+            width = kSmoothWidth + 2 * radius, stride = width | 1;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  FASTINPAINT_UNROLL(1)
+  for (int first = 0; first < width; first += kColumns * 32) {
+    const int left = tile.x0 - radius - 2 + first + lane;
+    int y = tile.y0 - radius - 2 + warp;
+    int64_t offset = y * source.row_stride;
+    Stored* to = m.source + warp * stride + first + lane;
+    FASTINPAINT_UNROLL(1)
+    for (int top = warp; top < height; top += kRows * kWarps) {
+      float values[kRows][kColumns];
+      FASTINPAINT_UNROLL()
+      for (int i = 0; i < kRows; ++i) {
+        const bool is_inside = top + i * kWarps < height && unsigned(y) < unsigned(tile.height);
+        FASTINPAINT_UNROLL()
+        for (int j = 0; j < kColumns; ++j) {
+          const int x = left + j * 32;
+          values[i][j] = 0.0f;
+          if (is_inside && unsigned(x) < unsigned(tile.width) && first + j * 32 + lane < width)
+            values[i][j] = source.at(offset, y, x);
+        }
+        y += kWarps;
+        offset += kWarps * source.row_stride;
+      }
+      FASTINPAINT_UNROLL()
+      for (int i = 0; i < kRows; ++i) {
+        FASTINPAINT_UNROLL()
+        for (int j = 0; j < kColumns; ++j)
+          if (top + i * kWarps < height && first + j * 32 + lane < width)
+            to[i * kWarps * stride + j * 32] = values[i][j];
+      }
+      to += kRows * kWarps * stride;
+    }
+  }
+}
+
+// Fills source with the grey image.
+template <class Pixel, bool kMasked, class Stored>
+__device__ inline void read_image(const CannyJob& job, const Tile& tile, const TileMemory<Stored>& m) {
+  const CannyScale& map = job.scales[tile.scale];
+  const RowSource<Pixel, kMasked, 1> gray(job, tile);
+  if (map.column_step != 1 || map.row_step == 0 || job.image_strides[3] != 1)
+    read_tile<0>(tile, m, AnySource<Pixel, kMasked>{job, tile});
+  else if (job.channels == 3)
+    read_tile<0>(tile, m, RowSource<Pixel, kMasked, 3>(job, tile));
+  else if (m.radius == 6)
+    read_tile<6>(tile, m, gray);
+  else
+    read_tile<0>(tile, m, gray);
+}
+
+// A run of kBlurRun values of a line, blurred; kRadius 0: m.radius.
+template <int kRadius, class ValueAt>
+FASTINPAINT_HD void blur_line(const CannyJob& job, const ValueAt& value_at, double (&sum)[kBlurRun]) {
+  if constexpr (kRadius > 0)
+    blur_run_of<kRadius>(job.weights, value_at, sum);
+  else
+    blur_run(job.weights, job.radius, value_at, sum);
 }
 
 // Blurs source along H into column.
-__device__ inline void blur_tile_down(const CannyJob& job, const TileMemory& m) {
-  for (int i = threadIdx.x; i < kSmoothHeight / kBlurRun * m.source_width; i += kThreads) {
-    const int group = i / m.source_width, x = i - group * m.source_width, row = group * kBlurRun;
+template <int kRadius, class Stored>
+__device__ inline void blur_tile_down(const CannyJob& job, const TileMemory<Stored>& m) {
+  const int radius = kRadius > 0 ? kRadius : m.radius, width = kSmoothWidth + 2 * radius, stride = width | 1;
+  for (int i = threadIdx.x; i < kSmoothHeight / kBlurRun * width; i += kThreads) {
+    const int group = i / width, x = i - group * width, row = group * kBlurRun;
     double sum[kBlurRun];
-    blur_run(job.weights, m.radius, Line{m.source + (row + m.radius) * m.stride + x, m.stride}, sum);
-    for (int k = 0; k < kBlurRun; ++k) m.column[(row + k) * m.stride + x] = float(sum[k]);
+    blur_line<kRadius>(job, Line<Stored>{m.source + (row + radius) * stride + x, stride}, sum);
+    FASTINPAINT_UNROLL()
+    for (int k = 0; k < kBlurRun; ++k) m.column[(row + k) * stride + x] = float(sum[k]);
   }
 }
 
-// Blurs column along W and hands each value to `take`, with its row and column in the smooth image.
-template <class Take>
-__device__ inline void blur_tile_across(const CannyJob& job, const TileMemory& m, const Take& take) {
+// Blurs column along W and hands runs of values to `take`, with the place of the first in the smooth image.
+template <int kRadius, class Stored, class Take>
+__device__ inline void blur_tile_across(const CannyJob& job, const TileMemory<Stored>& m, const Take& take) {
+  const int radius = kRadius > 0 ? kRadius : m.radius, stride = (kSmoothWidth + 2 * radius) | 1;
   for (int i = threadIdx.x; i < kSmoothHeight * kSmoothWidth / kBlurRun; i += kThreads) {
     const int row = i % kSmoothHeight, column = i / kSmoothHeight * kBlurRun;
     double sum[kBlurRun];
-    blur_run(job.weights, m.radius, Line{m.column + row * m.stride + column + m.radius, 1}, sum);
-    for (int k = 0; k < kBlurRun; ++k) take(row, column + k, float(sum[k]));
+    blur_line<kRadius>(job, Line<Stored>{m.column + row * stride + column + radius, 1}, sum);
+    take(row, column, sum);
   }
 }
 
+// The blurred source, run by run, to `take`.
+template <int kRadius, class Stored, class Take>
+__device__ inline void blur_tile(const CannyJob& job, const TileMemory<Stored>& m, const Take& take) {
+  blur_tile_down<kRadius>(job, m);
+  __syncthreads();
+  blur_tile_across<kRadius>(job, m, take);
+}
+
+// The same; the radii of sigma 1, 1.5 and 2 are known to the compiler.
+template <class Stored, class Take>
+__device__ inline void blur_tile(const CannyJob& job, const TileMemory<Stored>& m, const Take& take) {
+  constexpr bool kDoubles = sizeof(Stored) == sizeof(double);
+  if (kDoubles && m.radius == 6)
+    blur_tile<6>(job, m, take);
+  else if (kDoubles && m.radius == 4)
+    blur_tile<4>(job, m, take);
+  else if (kDoubles && m.radius == 8)
+    blur_tile<8>(job, m, take);
+  else
+    blur_tile<0>(job, m, take);
+}
+
+// Repeats the edge pixels of the smooth image just outside it, for the derivatives.
+template <class Stored>
+__device__ inline void repeat_border(const Tile& tile, const TileMemory<Stored>& m) {
+  const int bottom = tile.y0 + kSmoothHeight - 2, right = tile.x0 + kSmoothWidth - 2;
+  if (tile.y0 > 0 && tile.x0 > 0 && bottom <= tile.height && right <= tile.width) return;
+  __syncthreads();
+  static_assert(2 * (kSmoothWidth + kSmoothHeight) <= kThreads);
+  const int top = tile.y0 - 2, left = tile.x0 - 2, i = threadIdx.x, side = i - 2 * kSmoothWidth;
+  const int y = side >= 0 ? top + side % kSmoothHeight : i < kSmoothWidth ? -1 : tile.height;
+  const int x = side < 0 ? left + i % kSmoothWidth : side < kSmoothHeight ? -1 : tile.width;
+  const int row = y - top, column = x - left;
+  if (side < 2 * kSmoothHeight && row >= 0 && row < kSmoothHeight && column >= 0 && column < kSmoothWidth)
+    m.smooth[row * kSmoothStride + column] =
+        m.smooth[(clamp(y, tile.height) - top) * kSmoothStride + clamp(x, tile.width) - left];
+}
+
 // The smooth image of a tile, into m.smooth.
-template <class Pixel, bool kMasked>
-__device__ inline void smooth_tile(const CannyJob& job, const Tile& tile, const TileMemory& m) {
-  Cover cover{0, 0, nullptr, m.covered};
-  if (kMasked) {
-    read_tile(tile, m, [&](int y, int x) { return read_cover<kMasked>(job, tile, y, x); });
+template <class Pixel, bool kMasked, class Stored>
+__device__ inline void smooth_tile(const CannyJob& job, const Tile& tile, const TileMemory<Stored>& m) {
+  const auto divide_by = [&](const auto& cover) {
+    return [&](int row, int column, const double (&sum)[kBlurRun]) {
+      float run[kBlurRun];
+      FASTINPAINT_UNROLL()
+      for (int k = 0; k < kBlurRun; ++k) run[k] = float(sum[k]);
+      cover.divide(row, column, run);
+      FASTINPAINT_UNROLL()
+      for (int k = 0; k < kBlurRun; ++k) m.smooth[row * kSmoothStride + column + k] = run[k];
+    };
+  };
+  if constexpr (kMasked) {
+    read_tile<0>(tile, m, MaskSource{job, tile});
     __syncthreads();
-    blur_tile_down(job, m);
-    __syncthreads();
-    blur_tile_across(job, m, [&](int row, int column, float value) {
-      m.covered[row * kSmoothStride + column] = value + kFloatEps;
+    blur_tile(job, m, [&](int row, int column, const double (&sum)[kBlurRun]) {
+      FASTINPAINT_UNROLL()
+      for (int k = 0; k < kBlurRun; ++k)
+        m.covered[row * kSmoothStride + column + k] = float(sum[k]) + kFloatEps;
     });
+    read_image<Pixel, kMasked>(job, tile, m);
+    __syncthreads();
+    blur_tile(job, m, divide_by(Cover{0, 0, nullptr, m.covered}));
+  } else if constexpr (sizeof(Stored) == sizeof(double)) {
+    const int size = (m.radius + 1) * (m.radius + 2);
+    if (int(threadIdx.x) < size) m.table[threadIdx.x] = job.cover_table[threadIdx.x];
+    read_image<Pixel, kMasked>(job, tile, m);
+    __syncthreads();
+    blur_tile(job, m, divide_by(TableCover(tile, m.table, m.radius)));
   } else {
-    cover = fill_cover(job, tile, m);
+    const Cover cover = fill_cover(job, tile, m);
+    read_image<Pixel, kMasked>(job, tile, m);
+    __syncthreads();
+    blur_tile(job, m, divide_by(cover));
   }
-  read_tile(tile, m, [&](int y, int x) { return read_gray<Pixel, kMasked>(job, tile, y, x); });
-  __syncthreads();
-  blur_tile_down(job, m);
-  __syncthreads();
-  blur_tile_across(job, m, [&](int row, int column, float value) {
-    m.smooth[row * kSmoothStride + column] = value / cover.at(row, column);
-  });
+  repeat_border(tile, m);
 }
 
 // ---- Edges of a tile --------------------------------------------------------------------------------------
 
-// Both derivatives at (y, x) of the edge map; the smooth image's edge pixels are repeated outside.
+// Both derivatives of the smooth image at a pixel.
 struct Gradient {
   float along_h, along_w;
 
-  FASTINPAINT_HD Gradient(const Tile& tile, const float* smooth, int y, int x) {
-    const int top = tile.y0 - 2, left_end = tile.x0 - 2;
-    const float* up = smooth + (clamp(y - 1, tile.height) - top) * kSmoothStride;
-    const float* here = smooth + (clamp(y, tile.height) - top) * kSmoothStride;
-    const float* down = smooth + (clamp(y + 1, tile.height) - top) * kSmoothStride;
-    const int left = clamp(x - 1, tile.width) - left_end, middle = clamp(x, tile.width) - left_end,
-              right = clamp(x + 1, tile.width) - left_end;
-    along_h = sobel_sum(down[left] - up[left], down[middle] - up[middle], down[right] - up[right]);
-    along_w = sobel_sum(up[right] - up[left], here[right] - here[left], down[right] - down[left]);
+  FASTINPAINT_HD explicit Gradient(const float* here) {
+    const float *up = here - kSmoothStride, *down = here + kSmoothStride;
+    along_h = sobel_sum(down[-1] - up[-1], down[0] - up[0], down[1] - up[1]);
+    along_w = sobel_sum(up[1] - up[-1], here[1] - here[-1], down[1] - down[-1]);
   }
 };
 
@@ -377,15 +585,24 @@ __device__ inline unsigned without_highest(unsigned bits) {
   return bits & ~(1u << highest_bit(bits));
 }
 
-// Weak and strong local maxima of the tile, as bits; destroys smooth.
-__device__ inline void thin_tile(const CannyJob& job, const Tile& tile, const TileMemory& m) {
+// Which of the eight pixels from (y, x) on have all their neighbours inside the image.
+FASTINPAINT_HD unsigned inner_pixels(const Tile& tile, int y, int x) {
+  const int count = tile.width - 1 - x;
+  if (y == 0 || y + 1 >= tile.height || count <= 0) return 0;
+  return (x == 0 ? 0xfe : 0xff) & (count >= kPixels ? 0xff : (1u << count) - 1);
+}
+
+// Weak and strong local maxima of the tile, as bits.
+template <bool kMasked, class Stored>
+__device__ inline void thin_tile(const CannyJob& job, const Tile& tile, const TileMemory<Stored>& m) {
   const int row = threadIdx.x / (kTileWidth / kPixels),
             column = threadIdx.x % (kTileWidth / kPixels) * kPixels;
   const int y = tile.y0 + row, x = tile.x0 + column;
+  const float* smooth = m.smooth + (row + 2) * kSmoothStride + column + 2;
   float along_h[kPixels], along_w[kPixels];
   FASTINPAINT_UNROLL()
   for (int k = 0; k < kPixels; ++k) {
-    const Gradient gradient(tile, m.smooth, y, x + k);
+    const Gradient gradient(smooth + k);
     along_h[k] = gradient.along_h;
     along_w[k] = gradient.along_w;
   }
@@ -398,28 +615,46 @@ __device__ inline void thin_tile(const CannyJob& job, const Tile& tile, const Ti
     const int side = i - 2 * (kTileWidth + 2);
     const int to_y = side >= 0 ? 1 + side % kTileHeight : i < kTileWidth + 2 ? 0 : kTileHeight + 1;
     const int to_x = side >= 0 ? side / kTileHeight * (kTileWidth + 1) : i % (kTileWidth + 2);
-    const Gradient gradient(tile, m.smooth, tile.y0 - 1 + to_y, tile.x0 - 1 + to_x);
+    const Gradient gradient(m.smooth + (to_y + 1) * kSmoothStride + to_x + 1);
     m.magnitude[to_y * kMagnitudeStride + to_x] = gradient_magnitude(gradient.along_h, gradient.along_w);
   }
   __syncthreads();
-  unsigned weak = 0, strong = 0;
+  unsigned candidates = 0, strong = 0, weak = 0, open = 0;
   FASTINPAINT_UNROLL()
   for (int k = 0; k < kPixels; ++k) {
-    const float here = magnitude[k];
-    const bool is_inner = y > 0 && x + k > 0 && y + 1 < tile.height && x + k + 1 < tile.width;
-    if (is_inner && here >= job.low && is_maximum(magnitude + k, kMagnitudeStride, along_h[k], along_w[k]))
-      weak |= 1u << k;
-    strong |= unsigned(here >= job.high) << k;
+    candidates |= unsigned(magnitude[k] >= job.low) << k;
+    strong |= unsigned(magnitude[k] >= job.high) << k;
   }
-  if (job.mask != nullptr)
-    for (int k = 0; k < kPixels; ++k)
-      if (weak >> k & 1 && !is_inside_mask(job, tile, y, x + k)) weak &= ~(1u << k);
+  candidates &= inner_pixels(tile, y, x);
+  if (candidates != 0) {
+    FASTINPAINT_UNROLL()
+    for (int k = 0; k < kPixels; ++k) {
+      const Maximum maximum = probable_maximum(magnitude + k, kMagnitudeStride, along_h[k], along_w[k]);
+      weak |= unsigned(maximum == Maximum::yes) << k;
+      open |= unsigned(maximum == Maximum::open) << k;
+    }
+  }
+  weak &= candidates;
+  FASTINPAINT_UNROLL(1)
+  for (unsigned rest = open & candidates; rest != 0; rest = without_highest(rest)) {
+    const int k = highest_bit(rest);
+    const Gradient gradient(smooth + k);
+    if (is_maximum(magnitude + k, kMagnitudeStride, gradient.along_h, gradient.along_w)) weak |= 1u << k;
+  }
+  if (kMasked && job.mask != nullptr) {
+    FASTINPAINT_UNROLL(1)
+    for (unsigned rest = weak; rest != 0; rest = without_highest(rest)) {
+      const int k = highest_bit(rest);
+      if (!is_inside_mask(job, tile, y, x + k)) weak &= ~(1u << k);
+    }
+  }
   m.weak[threadIdx.x] = static_cast<unsigned char>(weak);
   m.strong[threadIdx.x] = static_cast<unsigned char>(strong & weak);
 }
 
 // Components of the weak pixels of a tile, their labels and nodes. Starts from the runs of each row.
-__device__ inline void label_tile(const CannyJob& job, const Tile& tile, const TileMemory& m) {
+template <class Stored>
+__device__ inline void label_tile(const CannyJob& job, const Tile& tile, const TileMemory<Stored>& m) {
   const int row = threadIdx.x / (kTileWidth / kPixels),
             column = threadIdx.x % (kTileWidth / kPixels) * kPixels;
   const int first = threadIdx.x * kPixels;
@@ -478,14 +713,15 @@ __device__ inline void label_tile(const CannyJob& job, const Tile& tile, const T
 // ---- Kernels: a block for each tile -----------------------------------------------------------------------
 
 // The second bound of each kernel: blocks on a multiprocessor, as many as registers allow without spills.
-template <class Pixel, bool kMasked>
+template <class Pixel, bool kMasked, class Stored>
 __global__ void __launch_bounds__(kThreads, kMasked ? 3 : 4)
     detect_edges(const __grid_constant__ CannyJob job) {
   const Tile tile(job, blockIdx.x);
-  const TileMemory m(block_memory(), job.radius);
+  const TileMemory<Stored> m(block_memory(), job.radius, kHasCovered<kMasked, Stored>);
   smooth_tile<Pixel, kMasked>(job, tile, m);
   __syncthreads();
-  thin_tile(job, tile, m);
+  let_next_kernel_start();
+  thin_tile<kMasked>(job, tile, m);
   __syncthreads();
   label_tile(job, tile, m);
 }
@@ -493,7 +729,7 @@ __global__ void __launch_bounds__(kThreads, kMasked ? 3 : 4)
 // The same for an image that blur_across has smoothed.
 __global__ void __launch_bounds__(kThreads, 4) detect_smooth(const __grid_constant__ CannyJob job) {
   const Tile tile(job, blockIdx.x);
-  const TileMemory m(block_memory(), 0);
+  const TileMemory<float> m(block_memory(), 0, false);
   const float* smooth = tile.part_of(job, job.smooth);
   for (int i = threadIdx.x; i < kSmoothHeight * kSmoothWidth; i += kThreads) {
     const int row = i / kSmoothWidth, column = i % kSmoothWidth;
@@ -501,7 +737,7 @@ __global__ void __launch_bounds__(kThreads, 4) detect_smooth(const __grid_consta
     m.smooth[row * kSmoothStride + column] = smooth[int64_t(y) * tile.width + x];
   }
   __syncthreads();
-  thin_tile(job, tile, m);
+  thin_tile<true>(job, tile, m);
   __syncthreads();
   label_tile(job, tile, m);
 }
@@ -515,6 +751,8 @@ __global__ void __launch_bounds__(kThreads) join_tiles(const __grid_constant__ C
   if (i >= kTileWidth + kTileHeight || (on_top ? tile.y0 : tile.x0) == 0) return;
   const int y = tile.y0 + (on_top ? 0 : i - kTileWidth), x = tile.x0 + (on_top ? i : 0);
   if (y >= tile.height || x >= tile.width) return;
+  let_next_kernel_start();
+  wait_for_kernel_before();
   const unsigned char* labels = tile.labels(job);
   const int across = job.scales[tile.scale].tiles_across;
   const auto label_at = [&](int at_y, int at_x) -> int {
@@ -544,6 +782,7 @@ __global__ void __launch_bounds__(kThreads) resolve_edges(const __grid_constant_
   if (y >= tile.height || x >= tile.width) return;
   const int count = tile.width - x < kPixels ? tile.width - x : kPixels;
   unsigned char* place = tile.labels(job) + int64_t(y) * tile.width + x;
+  wait_for_kernel_before();
   uint64_t labels = 0;
   if (count == kPixels && reinterpret_cast<uintptr_t>(place) % 8 == 0)
     labels = *reinterpret_cast<const uint64_t*>(place);

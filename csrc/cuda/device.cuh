@@ -14,6 +14,21 @@ __device__ __forceinline__ int load_relaxed(const int* place) {
   return *static_cast<const volatile int*>(place);
 }
 
+// For kernels that may start before the one launched before them has ended (programmatic dependent launch).
+// The one before says from where on they may; they wait for its end before they touch what it writes. Both do
+// nothing in a kernel that was launched in the ordinary way.
+__device__ __forceinline__ void let_next_kernel_start() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+__device__ __forceinline__ void wait_for_kernel_before() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
 __device__ __forceinline__ int highest_bit(unsigned long long word) {
   return 63 - __clzll(static_cast<long long>(word));
 }

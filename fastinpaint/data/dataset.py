@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
+from fastinpaint.data.decoded import DecodedImages, ImageStore
 from fastinpaint.data.images import (
     CROPS,
     PathLike,
@@ -23,19 +24,6 @@ from fastinpaint.data.images import (
     to_signed_tensor,
 )
 from fastinpaint.data.readable import ReadableFiles
-
-
-class ImageStore(Protocol):
-    """Numbered RGB pictures."""
-
-    @property
-    def unreadable(self) -> list[Path]:
-        """The files that were found unreadable so far."""
-
-    def __len__(self) -> int: ...
-
-    def read(self, index: int) -> Image.Image:
-        """Return one picture."""
 
 
 class InpaintDataset(Dataset[torch.Tensor]):
@@ -112,6 +100,23 @@ class InpaintDataset(Dataset[torch.Tensor]):
 
     def draw(self, index: int, epoch: int) -> torch.Tensor:
         """Return image ``index`` with the random draws of ``epoch``, whichever epoch is set."""
+        return to_signed_tensor(self._draw(index, epoch))
+
+    def draw_pixels(self, index: int, epoch: int) -> torch.Tensor:
+        """Return what `draw` does before its conversion: (3, ``image_size``, ``image_size``) uint8."""
+        return torch.from_numpy(np.asarray(self._draw(index, epoch)).transpose(2, 0, 1).copy())
+
+    def of_size(self, image_size: int) -> InpaintDataset:
+        """Return the same images, from the same store, as squares of another size."""
+        return InpaintDataset(self._images, image_size, self.crop, self.seed, flip=self.flip)
+
+    def decode_all(self, path: PathLike) -> DecodedImages:
+        """Decode every image into the file ``path`` and read from there from now on; close the result at the end."""
+        decoded = DecodedImages(self._images, path)
+        self._images = decoded
+        return decoded
+
+    def _draw(self, index: int, epoch: int) -> Image.Image:
         if not -len(self) <= index < len(self):
             raise IndexError(f"index {index} of {len(self)} images")
         index %= len(self)
@@ -119,7 +124,7 @@ class InpaintDataset(Dataset[torch.Tensor]):
         square = square_crop_resize(self._images.read(index), self.image_size, crop=self.crop, rng=rng)
         if self.flip and rng.random() < 0.5:
             square = square.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        return to_signed_tensor(square)
+        return square
 
 
 class MemoryImages:

@@ -35,12 +35,13 @@ class MaskConfig:
 
     Lengths are pixels at 256 x 256. On other images, strokes scale with the short side, in both directions; the
     box and the count of dilations (at least 1) shrink with it below 256 and stay as they are above. Files are
-    resized to the image by nearest neighbour.
+    resized to the image by nearest neighbour. ``shared`` is for whoever makes batches: one mask for all of its images.
 
     Raises:
         ValueError: a probability outside [0, 1] or three that sum to more than 1, or an impossible range.
     """
 
+    shared: bool = True  # one mask for all images of a batch, as in the original system; else one for each
     source: str | None = None  # folder, list or file; None draws the base masks
     invert: bool = False  # files: black is the hole
     dilate_probability: float = 0.25

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastinpaint.losses import adversarial
@@ -54,6 +55,8 @@ class LossWeights:
     total_variation: float = _weight(0.0, "total variation of the completed image")
     matching_image: float = _weight(0.0, "contextual matching of the raw output")
     matching_gradient: float = _weight(0.0, "contextual matching of the predicted gradients at full size")
+    l1_half: float = _weight(0.0, "L1 inside the hole of the half-size image")
+    l1_quarter: float = _weight(0.0, "L1 inside the hole of the quarter-size image")
 
     def __post_init__(self) -> None:
         """Refuse what cannot be a weight."""
@@ -109,9 +112,9 @@ class InpaintObjective(nn.Module):
             edges: Maps (B, 1, h, w), 1 = edge, ordered as the output; None takes ``edge_pyramid`` of the image.
 
         Returns:
-            Scalars: ``l1_hole``, ``l1_valid``, ``edge_full`` ... ``gradient_quarter``, ``adversarial``, ``content``,
-            ``style``, ``total_variation``, ``matching_image``, ``matching_gradient`` as far as their weights are
-            above 0, and their sum ``total``.
+            Scalars: ``l1_hole``, ``l1_valid``, ``l1_half``, ``l1_quarter``, ``edge_full`` ... ``gradient_quarter``,
+            ``adversarial``, ``content``, ``style``, ``total_variation``, ``matching_image``, ``matching_gradient`` as
+            far as their weights are above 0, and their sum ``total``.
 
         Raises:
             ValueError: No discriminator, or shapes that do not fit.
@@ -125,6 +128,12 @@ class InpaintObjective(nn.Module):
             terms["l1_hole"] = weights.l1_hole * masked_l1(raw, image, mask)
         if weights.l1_valid:
             terms["l1_valid"] = weights.l1_valid * masked_l1(raw, image, 1 - mask)
+        for name, weight, small in (
+            ("l1_half", weights.l1_half, output.images[1]),
+            ("l1_quarter", weights.l1_quarter, output.images[2]),
+        ):
+            if weight:
+                terms[name] = weight * masked_l1(small, *_reduced(image, mask, (small.shape[-2], small.shape[-1])))
         if weights.structure and (weights.edge_alpha or weights.grad_alpha):
             terms |= self._structure_terms(image, output, edges)
         if weights.adversarial:
@@ -205,6 +214,11 @@ def edge_pyramid(image: Tensor, predictions: Sequence[Tensor]) -> list[Tensor]:
     """
     with torch.no_grad():
         return canny_of_sizes((image + 1) / 2, [(p.shape[-2], p.shape[-1]) for p in predictions], sigma=1.5)
+
+
+def _reduced(image: Tensor, mask: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Image as area means, and mask, hole wherever a pixel of it is, at a smaller size."""
+    return F.adaptive_avg_pool2d(image, size), F.adaptive_max_pool2d(mask, size)
 
 
 def _with_total(terms: dict[str, Tensor], like: Tensor) -> dict[str, Tensor]:

@@ -5,7 +5,14 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 
-from fastinpaint.models.layers import ConvNorm, PatchAttention, PooledAttention, ResidualBlock, UpConvNorm
+from fastinpaint.models.layers import (
+    ConvNorm,
+    PatchAttention,
+    PooledAttention,
+    ResidualBlock,
+    UpConvNorm,
+    with_interior,
+)
 from fastinpaint.models.pretrained import Pretrained
 
 Attention = Literal["pooled", "patch"]
@@ -40,9 +47,13 @@ class StructureStage(nn.Module):
         self.image_head = ConvNorm(channels, 3, 1, norm=head_norm, relu=False)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return attended features, structure embedding, image and gradients."""
-        x = self.attention(x)
-        embedding = self.embedding(x)
+        """Return attended features, structure embedding, image and gradients.
+
+        ``x`` carries ``self.attention.padding`` pixels of reflect padding on every side.
+        """
+        padding = self.embedding.padding
+        padded, x = with_interior(self.attention(x, padded=True, padding=padding), padding)
+        embedding = self.embedding(padded, padded=True)
         image = torch.tanh(self.image_head(embedding))
         return x, embedding, image, self.gradient_head(embedding)
 
@@ -95,11 +106,15 @@ class InpaintGenerator(Pretrained, nn.Module):
             ValueError: Another rank, number of channels or size.
         """
         _check(inputs)
-        x = self.blocks(self.encoder(inputs))
+        layers: list[Any] = [*self.encoder, *self.blocks]
+        consumers = [*layers[1:], self.stage_quarter.attention]
+        x = inputs
+        for layer, consumer in zip(layers, consumers, strict=True):
+            x = layer(x, padded=x is not inputs, padding=consumer.padding)
         x, embedding, image_quarter, gradient_quarter = self.stage_quarter(x)
-        x = self.up_half(torch.cat([x, embedding], 1))
+        x = self.up_half(torch.cat([x, embedding], 1), padding=self.stage_half.attention.padding)
         x, embedding, image_half, gradient_half = self.stage_half(x)
-        x = self.up_full(torch.cat([x, embedding], 1))
+        x = self.up_full(torch.cat([x, embedding], 1), padding=self.stage_full.attention.padding)
         _, _, image_full, gradient_full = self.stage_full(x)
         return GeneratorOutput(
             (image_full, image_half, image_quarter), (gradient_full, gradient_half, gradient_quarter)

@@ -1,9 +1,16 @@
-"""Layers of the generator; weights are kept in torch layout (out, in, k, k)."""
+"""Layers of the generator; weights are kept in torch layout (out, in, k, k).
+
+The reflect padding that a convolution needs is written by the norm in front of it, so that padding is no pass over
+memory of its own: layers take ``padding`` for their result and ``padded`` for an input that has theirs already.
+"""
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastinpaint.ops.instance_norm import instance_norm
 from fastinpaint.ops.patch_attention import patch_attention
 from fastinpaint.ops.pooled_attention import pooled_attention
 
@@ -15,6 +22,41 @@ def init_convolution(convolution: nn.Conv2d | nn.ConvTranspose2d) -> None:
     nn.init.xavier_uniform_(convolution.weight)
     if convolution.bias is not None:
         nn.init.zeros_(convolution.bias)
+
+
+class _WithInterior(torch.autograd.Function):
+    """A padded map and its interior; plain slicing would hand contiguous gradients back, in two passes each."""
+
+    @staticmethod
+    def forward(x: Tensor, padding: int) -> tuple[Tensor, Tensor]:
+        return x.view_as(x), x[..., padding:-padding, padding:-padding]
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, int], output: tuple[Tensor, Tensor]) -> None:
+        ctx.padding = inputs[1]
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, grad_interior: Tensor | None) -> tuple[Tensor | None, None]:
+        if grad_interior is None:
+            return grad, None
+        spread = F.pad(grad_interior, (ctx.padding,) * 4)
+        return spread if grad is None else grad + spread, None
+
+
+def with_interior(x: Tensor, padding: int) -> tuple[Tensor, Tensor]:
+    """A padded map for the convolution that needs its padding, and a view without it for everyone else.
+
+    (B, C, H + 2 padding, W + 2 padding) -> itself, (B, C, H, W).
+    """
+    if padding == 0:
+        return x, x
+    padded, interior = _WithInterior.apply(x, padding)
+    return padded, interior
+
+
+def _reflect(x: Tensor, padding: int) -> Tensor:
+    return F.pad(x, (padding,) * 4, mode="reflect") if padding else x
 
 
 class ConvNorm(nn.Module):
@@ -44,25 +86,30 @@ class ConvNorm(nn.Module):
         relu: bool = True,
     ) -> None:
         super().__init__()
-        self.convolution = nn.Conv2d(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride,
-            padding=rate * (kernel_size - 1) // 2,
-            dilation=rate,
-            padding_mode="reflect",
-        )
+        self.padding = rate * (kernel_size - 1) // 2
+        self.convolution = nn.Conv2d(in_channels, out_channels, kernel_size, stride, dilation=rate)
         self.norm = nn.InstanceNorm2d(out_channels, NORM_EPS, affine=True) if norm else None
         self.relu = relu
         init_convolution(self.convolution)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, in, H, W) -> (B, out, h, w)."""
-        x = self.convolution(x)
+    def forward(self, x: Tensor, *, padded: bool = False, padding: int = 0, residual: Tensor | None = None) -> Tensor:
+        """(B, in, H, W) -> (B, out, h, w).
+
+        Args:
+            x: The input; with ``padded`` it has ``self.padding`` pixels of reflect padding on every side.
+            padded: See ``x``.
+            padding: Reflect padding of the result in pixels.
+            residual: (B, out, h, w), added before the activation.
+        """
+        x = self.convolution(x if padded else _reflect(x, self.padding))
         if self.norm is not None:
-            x = self.norm(x)
-        return F.relu(x) if self.relu else x
+            return _norm(self.norm, x, residual=residual, relu=self.relu, padding=padding)
+        x = x if residual is None else residual + x
+        return _reflect(F.relu(x) if self.relu else x, padding)
+
+
+def _norm(norm: nn.InstanceNorm2d, x: Tensor, **options: Any) -> Tensor:
+    return instance_norm(x, norm.weight, norm.bias, norm.eps, **options)
 
 
 class UpConvNorm(nn.Module):
@@ -80,23 +127,37 @@ class UpConvNorm(nn.Module):
         self.norm = nn.InstanceNorm2d(out_channels, NORM_EPS, affine=True)
         init_convolution(self.convolution)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, in, H, W) -> (B, out, 2H, 2W)."""
+    def forward(
+        self, x: Tensor, *, padding: int = 0, residual: Tensor | None = None, scale: Tensor | None = None
+    ) -> Tensor:
+        """(B, in, H, W) -> (B, out, 2H, 2W).
+
+        Args:
+            x: The input.
+            padding: Reflect padding of the result in pixels.
+            residual: (B, out, 2H, 2W), to which ``scale`` times the activated norm is added.
+            scale: (1), given together with ``residual``.
+        """
         height, width = 2 * x.shape[-2], 2 * x.shape[-1]
-        return F.relu(self.norm(self.convolution(x)[..., :height, :width]))
+        x = self.convolution(x)[..., :height, :width]
+        return _norm(self.norm, x, residual=residual, scale=scale, relu=True, padding=padding)
 
 
 class ResidualBlock(nn.Module):
     """x + norm(conv(relu(norm(conv of rate 2)))), no ReLU after the sum: (B, C, H, W) -> same."""
+
+    padding = 2  # that of its first convolution
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.dilated = ConvNorm(channels, channels, 3, rate=2)
         self.plain = ConvNorm(channels, channels, 3, relu=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, H, W)."""
-        return x + self.plain(self.dilated(x))
+    def forward(self, x: Tensor, *, padded: bool = False, padding: int = 0) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W); ``padded`` and ``padding`` as in ``ConvNorm``."""
+        x, residual = with_interior(x, self.padding) if padded else (x, x)
+        y = self.dilated(x, padded=padded, padding=self.plain.padding)
+        return self.plain(y, padded=True, padding=padding, residual=residual)
 
 
 class PooledAttention(nn.Module):
@@ -104,6 +165,8 @@ class PooledAttention(nn.Module):
 
     (B, C, H, W) -> same; H and W divisible by 4. Width of queries, keys and values: max(C // 16, 1).
     """
+
+    padding = 1  # that of its first convolution
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -117,17 +180,21 @@ class PooledAttention(nn.Module):
         for convolution in (self.query, self.key, self.value):
             init_convolution(convolution)
 
-    def operands(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, C, H, W) -> query (B, H W / 4, d), key and value (B, H W / 16, d)."""
-        y = self.down(x)  # (B, C, H / 2, W / 2)
+    def operands(self, x: Tensor, *, padded: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, C, H, W) -> query (B, H W / 4, d), key and value (B, H W / 16, d); contiguous for channels-last maps."""
+        y = self.down(x, padded=padded)  # (B, C, H / 2, W / 2)
         query, key, value = self.query(y), F.max_pool2d(self.key(y), 2), F.max_pool2d(self.value(y), 2)
         return _positions(query), _positions(key), _positions(value)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, H, W)."""
-        attended = pooled_attention(*self.operands(x)).transpose(1, 2)  # (B, d, H W / 4)
-        height, width = x.shape[-2:]
-        return x + self.gamma * self.up(attended.unflatten(2, (height // 2, width // 2)))
+    def forward(self, x: Tensor, *, padded: bool = False, padding: int = 0) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W); ``padded`` and ``padding`` as in ``ConvNorm``."""
+        x, residual = with_interior(x, self.padding) if padded else (x, x)
+        attended = pooled_attention(*self.operands(x, padded=padded)).transpose(1, 2)  # (B, d, H W / 4)
+        height, width = residual.shape[-2:]
+        attended = attended.unflatten(2, (height // 2, width // 2))  # channels-last
+        if residual.stride(1) != 1:
+            attended = attended.contiguous()
+        return self.up(attended, padding=padding, residual=residual, scale=self.gamma)
 
 
 def _positions(maps: Tensor) -> Tensor:
@@ -151,15 +218,17 @@ class PatchAttention(nn.Module):
         super().__init__()
         self.kernel_size = kernel_size
         self.stride = stride
+        self.padding = 1 if down_scale else 0  # that of its first convolution
         self.down = ConvNorm(channels, channels, 3, stride=2) if down_scale else None
         self.up = UpConvNorm(channels, channels, 3) if down_scale else None
         self.gamma = nn.Parameter(torch.zeros(1))
         self.out = nn.Conv2d(channels, channels, 3, padding=1)
         init_convolution(self.out)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, H, W)."""
-        y = x if self.down is None else self.down(x)
+    def forward(self, x: Tensor, *, padded: bool = False, padding: int = 0) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W); ``padded`` and ``padding`` as in ``ConvNorm``."""
+        x, residual = with_interior(x, self.padding) if padded else (x, x)
+        y = x if self.down is None else self.down(x, padded=padded)
         y = patch_attention(y, kernel_size=self.kernel_size, stride=self.stride)
-        y = y if self.up is None else self.up(y)
-        return F.relu(self.out(x + self.gamma * y))
+        x = residual + self.gamma * y if self.up is None else self.up(y, residual=residual, scale=self.gamma)
+        return _reflect(F.relu(self.out(x)), padding)

@@ -22,13 +22,20 @@ class Pretrained:
         """The arguments that built this model."""
         raise NotImplementedError
 
-    def save_pretrained(self, path: PathLike) -> None:
+    def save_pretrained(self, path: PathLike, dtype: torch.dtype | None = None) -> None:
         """Write weights and config into the folder ``path``, which is made if missing.
+
+        ``dtype`` is what floating-point weights are stored as, None leaves them; ``from_pretrained`` makes float32 of
+        them again.
 
         Each file takes its place at once, the weights first, so an interrupted save leaves no half-written file.
         """
         module = cast(nn.Module, self)
-        save_safetensors(Path(path) / WEIGHTS, module.state_dict(), {"model": type(self).__name__})
+        weights = {
+            name: tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
+            for name, tensor in module.state_dict().items()
+        }
+        save_safetensors(Path(path) / WEIGHTS, weights, {"model": type(self).__name__})
         write_json(Path(path) / CONFIG, {"model": type(self).__name__, **self.config})
 
     @classmethod

@@ -1,6 +1,5 @@
 """Canny edges and the grey image that they are taken of."""
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -8,6 +7,13 @@ from torch import Tensor
 
 from fastinpaint.ops._backend import has_native, native_reason, select
 from fastinpaint.reference import canny as reference
+from fastinpaint.reference.canny import gaussian_weights
+from fastinpaint.reference.nearest import nearest_resize
+
+_WIDE_SIGMA = (
+    256.0  # pixels: the 1,025 weights of a Gaussian up to here are handed over whole, whatever the image's size
+)
+_MAX_SIGMA = 1e6  # pixels
 
 
 def rgb_to_gray(image: Tensor) -> Tensor:
@@ -71,7 +77,8 @@ def canny(
     tensors = (image,) if mask is None else (image, mask)
     chosen = select("canny", backend, {"native": native_reason("canny", *tensors), "reference": None})
     run = torch.ops.fastinpaint.canny if chosen == "native" else torch.ops.fastinpaint.canny_reference
-    result: Tensor = run(image, float(sigma), float(low_threshold), float(high_threshold), mask)
+    weights = _weights(sigma, [image.shape[-2:]])
+    result: Tensor = run(image, weights, float(low_threshold), float(high_threshold), mask)
     return result
 
 
@@ -134,7 +141,8 @@ def canny_of_sizes(
     native = chosen == "native"
     run = torch.ops.fastinpaint.canny_pyramid if native else torch.ops.fastinpaint.canny_pyramid_reference
     flat = [side for size in sizes for side in size]
-    result: list[Tensor] = run(image, flat, float(sigma), float(low_threshold), float(high_threshold))
+    weights = _weights(sigma, sizes)
+    result: list[Tensor] = run(image, flat, weights, float(low_threshold), float(high_threshold))
     return result
 
 
@@ -142,6 +150,23 @@ def _as_taken(image: Tensor) -> Tensor:
     """The image as the operators take it: float32, or half precision on CUDA, where the kernel widens it itself."""
     image = image.detach()
     return image if image.is_cuda and image.dtype in (torch.float16, torch.bfloat16) else image.float()
+
+
+def _weights(sigma: float, sizes: Sequence[Sequence[int]]) -> tuple[float, ...]:
+    """The Gaussian's weights by distance; those of a wide one as far as maps of the given (h, w) reach."""
+    if torch.compiler.is_compiling():  # the weights are constants of a graph, so sigma is one
+        from torch.fx.experimental.symbolic_shapes import guard_scalar
+
+        sigma = guard_scalar(sigma)
+    if sigma <= _WIDE_SIGMA:
+        return _constant_weights(sigma, None)
+    longest = max((max(size) for size in sizes), default=1)
+    return _constant_weights(sigma, max(longest - 1, 0))
+
+
+@torch.compiler.assume_constant_result
+def _constant_weights(sigma: float, reach: int | None) -> tuple[float, ...]:
+    return gaussian_weights(float(sigma), reach)
 
 
 def _check_image(op: str, image: Tensor, channels: tuple[int, ...]) -> None:
@@ -154,8 +179,8 @@ def _check_image(op: str, image: Tensor, channels: tuple[int, ...]) -> None:
 
 
 def _check_options(op: str, sigma: float, low: float, high: float) -> None:
-    if not (math.isfinite(sigma) and sigma >= 0):
-        raise ValueError(f"{op}: sigma must be finite and at least 0, got {sigma}")
+    if not 0 <= sigma < _MAX_SIGMA:
+        raise ValueError(f"{op}: sigma must be at least 0 and less than 1e6, got {sigma}")
     if not low <= high:
         raise ValueError(f"{op}: low_threshold must be at most high_threshold, got {low} and {high}")
 
@@ -175,30 +200,28 @@ def _check_mask(image: Tensor, mask: Tensor | None) -> None:
 # Opaque to torch.compile: the number of hysteresis steps depends on the data.
 @torch.library.custom_op("fastinpaint::canny_reference", mutates_args=())
 def _canny_reference(
-    image: Tensor, sigma: float, low_threshold: float, high_threshold: float, mask: Tensor | None
+    image: Tensor, weights: Sequence[float], low_threshold: float, high_threshold: float, mask: Tensor | None
 ) -> Tensor:
-    return reference.canny(image, sigma=sigma, low_threshold=low_threshold, high_threshold=high_threshold, mask=mask)
+    return reference.canny_of_weights(image, weights, low_threshold, high_threshold, mask)
 
 
 @torch.library.custom_op("fastinpaint::canny_pyramid_reference", mutates_args=())
 def _canny_pyramid_reference(
-    image: Tensor, sizes: list[int], sigma: float, low_threshold: float, high_threshold: float
+    image: Tensor, sizes: list[int], weights: Sequence[float], low_threshold: float, high_threshold: float
 ) -> list[Tensor]:
-    pairs = list(zip(sizes[::2], sizes[1::2], strict=True))
-    return reference.canny_pyramid(
-        image, pairs, sigma=sigma, low_threshold=low_threshold, high_threshold=high_threshold
-    )
+    resized = (nearest_resize(image, *size) for size in zip(sizes[::2], sizes[1::2], strict=True))
+    return [reference.canny_of_weights(i, weights, low_threshold, high_threshold) for i in resized]
 
 
 def _canny_fake(
-    image: Tensor, sigma: float, low_threshold: float, high_threshold: float, mask: Tensor | None
+    image: Tensor, weights: Sequence[float], low_threshold: float, high_threshold: float, mask: Tensor | None
 ) -> Tensor:
     batch, _, height, width = image.shape
     return image.new_empty((batch, 1, height, width), dtype=torch.bool)
 
 
 def _canny_pyramid_fake(
-    image: Tensor, sizes: list[int], sigma: float, low_threshold: float, high_threshold: float
+    image: Tensor, sizes: list[int], weights: Sequence[float], low_threshold: float, high_threshold: float
 ) -> list[Tensor]:
     pairs = zip(sizes[::2], sizes[1::2], strict=True)
     return [image.new_empty((image.shape[0], 1, height, width), dtype=torch.bool) for height, width in pairs]

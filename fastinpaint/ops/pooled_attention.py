@@ -40,8 +40,9 @@ def pooled_attention(query: Tensor, key: Tensor, value: Tensor, *, backend: str 
         return torch.ops.fastinpaint_triton.pooled_attention(query, key, value)[0]
     with torch.autocast(query.device.type, enabled=False):
         wide = (_checks.at_least_float32(tensor) for tensor in (query, key, value))
-        if chosen == "native":
-            return torch.ops.fastinpaint.pooled_attention(*wide)[0].to(query.dtype)
+        if chosen == "native":  # reads dense rows: made so once, for both directions
+            dense = (tensor.contiguous() for tensor in wide)
+            return torch.ops.fastinpaint.pooled_attention(*dense)[0].to(query.dtype)
         return reference.pooled_attention(*wide).to(query.dtype)
 
 

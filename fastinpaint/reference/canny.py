@@ -4,9 +4,10 @@ Every intermediate is rounded to float32 where scikit-image and SciPy round it, 
 compute it; a sum in double, rounded afterwards, is theirs too.
 """
 
-import math
+import functools
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -33,12 +34,18 @@ def canny(
     mask: Tensor | None = None,
 ) -> Tensor:
     """(B, 1 or 3, H, W) -> (B, 1, H, W) bool; see ``ops.canny``."""
+    return canny_of_weights(image, gaussian_weights(sigma), low_threshold, high_threshold, mask)
+
+
+def canny_of_weights(
+    image: Tensor, weights: Sequence[float], low_threshold: float, high_threshold: float, mask: Tensor | None = None
+) -> Tensor:
+    """``canny`` with the Gaussian's weights by distance."""
     image = image.detach().float()
     gray = rgb_to_gray(image) if image.shape[1] == 3 else image  # (B, 1, H, W)
     if gray.numel() == 0:
         return torch.zeros_like(gray, dtype=torch.bool)
     valid = torch.ones_like(gray[:1], dtype=torch.bool) if mask is None else mask
-    weights = gaussian_weights(sigma)
     smooth = gaussian(torch.where(valid, gray, 0.0), weights) / (gaussian(valid.float(), weights) + FLOAT_EPS)
     magnitude, keep = thin(*sobel(smooth))
     low, high = (torch.tensor(t, dtype=torch.float64).float() for t in (low_threshold, high_threshold))
@@ -60,40 +67,25 @@ def canny_pyramid(
     return [canny(i, sigma=sigma, low_threshold=low_threshold, high_threshold=high_threshold) for i in resized]
 
 
-def pairwise_sum(values: list[float]) -> float:
-    """The sum as NumPy rounds it: eight running sums, in blocks of at most 128."""
-    count = len(values)
-    if count < 8:
-        return _running_sum(0.0, values)
-    if count > 128:
-        half = count // 2 - count // 2 % 8
-        return pairwise_sum(values[:half]) + pairwise_sum(values[half:])
-    whole = count - count % 8
-    s = [_running_sum(values[lane], values[lane + 8 : whole : 8]) for lane in range(8)]
-    return _running_sum(((s[0] + s[1]) + (s[2] + s[3])) + ((s[4] + s[5]) + (s[6] + s[7])), values[whole:])
-
-
-def _running_sum(total: float, values: list[float]) -> float:
-    for value in values:
-        total += value
-    return total
-
-
-def gaussian_weights(sigma: float) -> list[float]:
+@functools.lru_cache(maxsize=64)
+def gaussian_weights(sigma: float, reach: int | None = None) -> tuple[float, ...]:
     """Weights at distance 0, 1, ..., int(4 sigma + 0.5), as ``scipy.ndimage.gaussian_filter`` has them.
 
-    SciPy leaves an axis alone when sigma is at most 1e-15; the single weight 1 does the same.
+    They come from NumPy, in SciPy's formula, because the last bit of NumPy's ``exp`` depends on the processor. SciPy
+    leaves an axis alone when sigma is at most 1e-15; the single weight 1 does the same.
+
+    Args:
+        sigma: Standard deviation in pixels, at least 0.
+        reach: Greatest distance that is wanted; None: all. It changes no weight.
     """
     radius = int(4.0 * sigma + 0.5) if sigma > 1e-15 else 0
-    if radius == 0:
-        return [1.0]
-    scale = -0.5 / (sigma * sigma)
-    values = [math.exp(scale * (x * x)) for x in range(-radius, radius + 1)]
-    total = pairwise_sum(values)
-    return [value / total for value in values[radius:]]
+    x = np.arange(-radius, radius + 1)
+    values = np.exp(-0.5 / (sigma * sigma) * x**2) if radius > 0 else np.ones(1)
+    weights = values / values.sum()
+    return tuple(weights[radius:][: None if reach is None else reach + 1].tolist())
 
 
-def gaussian(image: Tensor, weights: list[float]) -> Tensor:
+def gaussian(image: Tensor, weights: Sequence[float]) -> Tensor:
     """Blur along H, then W: zeros outside, each sum in double and rounded to float32. (B, 1, H, W) float32."""
     radius = len(weights) - 1
     for axis, padding in ((2, (0, 0, radius, radius)), (3, (radius, radius, 0, 0))):

@@ -11,6 +11,16 @@ from fastinpaint.data.masks import MaskConfig
 from fastinpaint.losses.objective import LossWeights
 from fastinpaint.training.options import from_mapping, option, read_yaml, to_yaml
 
+_LARGEST = 2**62
+_RANGES = (  # option, least and largest value
+    *((name, 1, _LARGEST) for name in ("base_channels", "discriminator_channels", "steps", "batch_size")),
+    *((name, 1, _LARGEST) for name in ("log_every", "keep_checkpoints")),
+    *((name, 0, _LARGEST) for name in ("warmup_steps", "sample_every", "sample_count", "checkpoint_every", "seed")),
+    *((name, 0, _LARGEST) for name in ("max_seconds", "pause_seconds", "discriminator_rate", "clip")),
+    *((name, 0, 1) for name in ("first_part", "adversarial_start")),
+    ("workers", -1, _LARGEST),
+)
+
 
 @dataclass
 class TrainConfig:
@@ -19,36 +29,55 @@ class TrainConfig:
     data: str = option("", "folder of images (searched recursively) or a text file that lists them; required")
     output: str = option("runs/train", "folder for checkpoints, samples, curves and the finished model")
     image_size: int = option(256, "side of the square training crops in pixels, divisible by 16")
+    first_size: int = option(0, "crop side in the first part of the run, in pixels, divisible by 16; 0: image_size")
+    first_part: float = option(0.35, "part of the run, 0 to 1, that is trained at first_size")
     crop: Literal["center", "random"] = option("center", "which square of an image is used")
-    masks: MaskConfig = field(
-        default_factory=MaskConfig, metadata={"help": "training holes; one mask is shared by a batch"}
-    )
+    flip: bool = option(False, "mirror every second image, at random")
+    cache: bool = option(False, "decode all images once, into one file that the workers share, for sets of a few GB")
+    masks: MaskConfig = field(default_factory=MaskConfig, metadata={"help": "training holes"})
     hide_holes: bool = option(True, "compute input edges and gradients without the hole's content, as filling does")
 
     base_channels: int = option(64, "width of the generator's first stage")
     attention: Literal["pooled", "patch"] = option("pooled", "attention of the generator")
     head_norm: bool = option(False, "instance norm in the output heads, as the released checkpoints have it")
+    identity_blocks: bool = option(False, "residual blocks begin as the identity, which learns faster at first")
     discriminator_channels: int = option(64, "width of the discriminator's first stage")
+    init_from: str | None = option(
+        None, "where weights are taken from at the start: the folder of a run, an export or a model, or a checkpoint"
+    )
     losses: LossWeights = field(
         default_factory=LossWeights, metadata={"help": "weights of the training objective; 0 switches a term off"}
     )
     vgg: str | None = option(None, "VGG-19 weights (.mat, .pth, .safetensors); null: no perceptual terms")
 
+    adversarial_start: float = option(0.0, "part of the run, 0 to 1, after which the adversarial term joins")
     steps: int = option(1_000_000, "number of updates")
+    max_seconds: float = option(0.0, "end the run after this time, and let the schedule follow it; 0: steps alone")
+    pause_seconds: float = option(0.0, "stop after this time, ready to be resumed, whatever is left to do; 0: never")
     batch_size: int = option(8, "images per update")
     learning_rate: float = option(1e-5, "Adam's step size, for both networks")
+    discriminator_rate: float = option(0.0, "Adam's step size for the discriminator; 0: learning_rate")
     beta1: float = option(0.0, "Adam's decay of the mean gradient")
     beta2: float = option(0.9, "Adam's decay of the squared gradient")
     kernel_rate: float = option(0.0, "relative step of Muon on the generator's kernels; 0: Adam trains everything")
     schedule: Literal["constant", "cosine"] = option("constant", "pace of both rates over the run; cosine falls to 0")
     warmup_steps: int = option(0, "updates over which both rates rise from 0")
+    clip: float = option(0.0, "largest norm of a network's gradient; 0: any")
+    ema: float = option(
+        0.0,
+        "decay, 0 to 1, of the average of the generator's weights that samples and the finished "
+        "model show; 0: the weights themselves",
+    )
 
     seed: int = option(0, "seed of weights, crops, order and masks")
     device: str = option("auto", "auto (cuda if there is one), cpu, cuda, cuda:1, ...")
-    precision: Literal["float32", "bfloat16"] = option("float32", "bfloat16 runs the networks under autocast")
-    channels_last: bool = option(False, "store activations channels-last")
+    precision: Literal["float32", "bfloat16", "auto"] = option(
+        "float32", "bfloat16 runs the networks under autocast; auto does so on CUDA"
+    )
+    channels_last: bool | None = option(None, "store activations channels-last; null: on CUDA")
+    cuda_graph: Literal["auto", "on", "off"] = option("auto", "replay each update as one CUDA graph; auto: on CUDA")
     compile: bool = option(False, "run the generator through torch.compile")
-    workers: int = option(2, "processes that read images; 0 reads in the training process")
+    workers: int = option(2, "processes that read images; 0: the training process; -1: one for each core but one")
 
     log_every: int = option(10, "updates between rows of metrics.jsonl")
     sample_every: int = option(1000, "updates between sample pictures; 0: none")
@@ -69,27 +98,36 @@ class TrainConfig:
         """Raise ValueError naming the first option that makes no sense."""
         if not self.data:
             raise ValueError("option data is required: a folder of images or a text file that lists them")
-        if self.image_size < 16 or self.image_size % 16:
-            raise ValueError(f"option image_size must be a positive multiple of 16, got {self.image_size}")
-        for name in ("base_channels", "discriminator_channels", "steps", "batch_size", "log_every", "keep_checkpoints"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"option {name} must be at least 1, got {getattr(self, name)}")
-        for name in ("workers", "warmup_steps", "sample_every", "sample_count", "checkpoint_every", "seed"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"option {name} must be at least 0, got {getattr(self, name)}")
-        if not self.learning_rate > 0 or math.isinf(self.learning_rate):
-            raise ValueError(f"option learning_rate must be above 0 and finite, got {self.learning_rate}")
-        if not 0 <= self.kernel_rate < 1:
-            raise ValueError(f"option kernel_rate must be in [0, 1), got {self.kernel_rate}")
-        for name in ("beta1", "beta2"):
+        for name, lowest in (("image_size", 16), ("first_size", 0)):
+            if getattr(self, name) < lowest or getattr(self, name) % 16:
+                raise ValueError(
+                    f"option {name} must be a multiple of 16, at least {lowest}, got {getattr(self, name)}"
+                )
+        for name, low, high in _RANGES:
+            if not low <= getattr(self, name) <= high:
+                most = f" and at most {high}" if high < _LARGEST else ""
+                raise ValueError(f"option {name} must be at least {low}{most}, got {getattr(self, name)}")
+        for name in ("kernel_rate", "beta1", "beta2", "ema"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"option {name} must be in [0, 1), got {getattr(self, name)}")
+        if not self.learning_rate > 0 or math.isinf(self.learning_rate):
+            raise ValueError(f"option learning_rate must be above 0 and finite, got {self.learning_rate}")
 
-    def pace_at(self, step: int) -> float:
-        """Return the factor on both rates at update ``step``, counted from 0."""
+    def part_over(self, step: int, seconds: float) -> float:
+        """Return which part of the run is over, 0 to 1, after ``step`` updates in ``seconds``."""
+        return min(max(step / self.steps, seconds / self.max_seconds if self.max_seconds else 0.0), 1.0)
+
+    def size_at(self, part: float) -> int:
+        """Return the side of the crops, pixels, when ``part`` of the run is over."""
+        return self.first_size if self.first_size and part < self.first_part else self.image_size
+
+    def pace_at(self, step: int, seconds: float = 0.0) -> float:
+        """Return the factor on both rates at update ``step``, counted from 0, that begins after ``seconds``."""
         if step < self.warmup_steps:
             return (step + 1) / self.warmup_steps
         if self.schedule == "constant":
             return 1.0
         progress = (step - self.warmup_steps) / max(self.steps - self.warmup_steps, 1)
+        if self.max_seconds:
+            progress = max(progress, seconds / self.max_seconds)
         return 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))

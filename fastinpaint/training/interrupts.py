@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from types import FrameType, TracebackType
+
+import cv2
+
+_REPEAT = 1.0  # seconds
 
 
 class StopRequest:
-    """Within the block, the first SIGINT (Ctrl-C) or SIGTERM only sets ``stopped``; a second one acts as usual.
+    """Within the block, the first SIGINT (Ctrl-C) or SIGTERM only sets ``stopped``; one a second later acts as usual.
 
-    Outside the main thread, where Python cannot handle signals, it does nothing.
+    Repeats within that second count as the same request: ``timeout`` and shells send a signal to a process and to its
+    group. Outside the main thread, where Python cannot handle signals, it does nothing.
     """
 
     def __init__(self) -> None:
         self.stopped = False
+        self._since = 0.0
         self._previous: dict[signal.Signals, object] = {}
 
     def __enter__(self) -> StopRequest:
@@ -29,8 +36,11 @@ class StopRequest:
         self._restore()
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
-        self.stopped = True
-        self._restore()
+        if not self.stopped:
+            self.stopped, self._since = True, time.monotonic()
+        elif time.monotonic() - self._since > _REPEAT:
+            self._restore()
+            signal.raise_signal(number)
 
     def _restore(self) -> None:
         for number, handler in self._previous.items():
@@ -38,6 +48,11 @@ class StopRequest:
         self._previous = {}
 
 
-def ignore_interrupts(worker: int) -> None:
-    """Let a data worker outlive Ctrl-C, which reaches every process of the terminal; the trainer ends it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def prepare_worker(worker: int) -> None:
+    """Let a data worker outlive signals that reach the trainer's whole process group; the trainer ends its workers.
+
+    OpenCV's own threads are off: workers are as many as cores, and its pool does not survive a fork.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    cv2.setNumThreads(0)

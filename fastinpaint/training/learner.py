@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import copy
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -13,24 +15,34 @@ from fastinpaint.losses.objective import InpaintObjective
 from fastinpaint.models.discriminator import PatchDiscriminator
 from fastinpaint.models.generator import GeneratorOutput, InpaintGenerator
 from fastinpaint.models.inputs import assemble_input
+from fastinpaint.training.graph import GraphedStep, Recorder
 from fastinpaint.training.muon import Muon
 
 
 class Learner:
     """The networks, their objective and their optimizers.
 
+    An update whose gradients are not all finite changes nothing, neither weights nor optimizers; the device decides
+    so by itself.
+
     Args:
         generator: Trained in place, on the device where it lies.
         objective: Gives the named terms of both networks.
         discriminator: None trains without an adversary.
         learning_rate: Adam's step size, for both networks.
+        discriminator_rate: Adam's step size for the discriminator; 0: ``learning_rate``.
         betas: Adam's decay rates.
         kernel_rate: Above 0, ``Muon`` trains the generator's convolution kernels but those of the heads, with steps of
             this length relative to the kernel's norm; 0 leaves everything to Adam.
+        clip: Largest norm of each network's gradient; 0: any.
+        ema: Decay of ``average``, the moving average of the generator's weights, in [0, 1); 0: there is none. In the
+            first updates the decay is (1 + n) / (10 + n) after n of them, where that is less.
         precision: ``torch.bfloat16`` runs the networks under autocast.
         channels_last: Store activations channels-last.
         compile: Run the generator through ``torch.compile``.
         hide_holes: Build inputs with ``blind_input``, else with ``assemble_input`` of the whole picture.
+        cuda_graph: Replay the whole update, from the input's assembly to the optimizers, as one CUDA graph.
+        recorder: Records the graph; for tests.
     """
 
     def __init__(
@@ -40,12 +52,17 @@ class Learner:
         discriminator: PatchDiscriminator | None = None,
         *,
         learning_rate: float = 1e-5,
+        discriminator_rate: float = 0.0,
         betas: tuple[float, float] = (0.0, 0.9),
         kernel_rate: float = 0.0,
+        clip: float = 0.0,
+        ema: float = 0.0,
         precision: torch.dtype = torch.float32,
         channels_last: bool = False,
         compile: bool = False,
         hide_holes: bool = True,
+        cuda_graph: bool = False,
+        recorder: Recorder | None = None,
     ) -> None:
         self.layout = torch.channels_last if channels_last else torch.contiguous_format
         self.device = next(generator.parameters()).device
@@ -54,17 +71,34 @@ class Learner:
         for network in self.networks.values():
             network.to(memory_format=self.layout)  # type: ignore[call-overload]
         self.objective = objective
+        self._lonely = InpaintObjective(dataclasses.replace(objective.weights, adversarial=0.0), objective.features)
+        self._adversary = discriminator is not None
         self.precision = precision
         self.hide_holes = hide_holes
+        self.clip, self.ema = clip, ema
         self._forward: Callable[[Tensor], GeneratorOutput] = torch.compile(generator) if compile else generator
+        self.average = copy.deepcopy(generator).requires_grad_(False) if ema else None
+        self._averaged = torch.zeros((), device=self.device)  # updates of the average
+        self._graphed = cuda_graph
+        self._recorder = recorder
+        self._graph: GraphedStep | None = None
+
         kernels = set(_kernels(generator)) if kernel_rate else set()
+        self._rates = {"generator": learning_rate, "discriminator": discriminator_rate or learning_rate}
+        self._rates["kernels"] = kernel_rate
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
         for name, network in self.networks.items():
             others = [parameter for parameter in network.parameters() if parameter not in kernels]
-            self.optimizers[name] = torch.optim.Adam(others, lr=learning_rate, betas=betas, fused=True)
+            self.optimizers[name] = torch.optim.Adam(
+                others, lr=self._own_rate(name), betas=betas, fused=True, capturable=self.device.type == "cuda"
+            )
         if kernels:
-            self.optimizers["kernels"] = Muon([p for p in generator.parameters() if p in kernels], lr=kernel_rate)
-        self._rates = {name: optimizer.param_groups[0]["lr"] for name, optimizer in self.optimizers.items()}
+            ordered = [parameter for parameter in generator.parameters() if parameter in kernels]
+            self.optimizers["kernels"] = Muon(ordered, lr=self._own_rate("kernels"))
+
+    def _own_rate(self, name: str) -> float | Tensor:
+        """A rate as its optimizer holds it: a tensor on CUDA, which a graph reads anew on every replay."""
+        return torch.tensor(self._rates[name], device=self.device) if self.device.type == "cuda" else self._rates[name]
 
     @property
     def networks(self) -> dict[str, InpaintGenerator | PatchDiscriminator]:
@@ -73,64 +107,169 @@ class Learner:
             return {"generator": self.generator}
         return {"generator": self.generator, "discriminator": self.discriminator}
 
+    @property
+    def result(self) -> InpaintGenerator:
+        """The generator to use: the average where there is one."""
+        return self.generator if self.average is None else self.average
+
+    @property
+    def graph(self) -> GraphedStep | None:
+        """The step that is being recorded or replayed, if there is one by now."""
+        return self._graph
+
     def set_pace(self, pace: float) -> None:
         """Set each optimizer's step size to ``pace`` times the one it began with."""
         for name, optimizer in self.optimizers.items():
             for settings in optimizer.param_groups:
-                settings["lr"] = pace * self._rates[name]
+                if isinstance(settings["lr"], Tensor):
+                    settings["lr"].fill_(pace * self._rates[name])
+                else:
+                    settings["lr"] = pace * self._rates[name]
+
+    def set_adversary(self, active: bool) -> None:
+        """Train with or without the discriminator from now on; without one there is nothing to set."""
+        active = active and self.discriminator is not None
+        if active != self._adversary:
+            self._adversary = active
+            self.forget_graph()
+
+    def forget_graph(self) -> None:
+        """Record a new graph, because batches will have another shape or the update does something else."""
+        if self._graph is not None and self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        self._graph = None
 
     def update(self, image: Tensor, mask: Tensor) -> dict[str, Tensor]:
         """Take one step with each network.
 
         Args:
-            image: (B, 3, H, W) in [-1, 1].
+            image: (B, 3, H, W) in [-1, 1], or uint8, taken as u8 / 127.5 - 1; of any device.
             mask: (B, 1, H, W) or (1, 1, H, W), 1 = hole.
 
         Returns:
-            Named weighted terms, detached scalars; those of the discriminator begin with ``discriminator_``.
+            Named weighted terms, detached scalars; those of the discriminator begin with ``discriminator_``;
+            ``skipped`` is 1 where the gradients were not finite, else 0.
         """
-        terms = self._generator_and_discriminator_terms(image, mask)
-        for name, network in self.networks.items():
+        if not self._graphed:
+            return self._step(image.to(self.device, non_blocking=True), mask.to(self.device, non_blocking=True))
+        if self._graph is None:
+            self._graph = GraphedStep(self._step, self.device, self._recorder)
+        return self._graph(image, mask)
+
+    def _step(self, image: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        """One update of everything, from tensors on the device; it never waits for the device."""
+        mask = mask.to(torch.float32)
+        terms = self._generator_and_discriminator_terms(_signed(image), mask)
+        bad = torch.zeros((), device=self.device)
+        for name, loss in terms.items():
+            network = self.networks[name]
             network.zero_grad(set_to_none=True)
-            terms[name]["total"].backward(inputs=list(network.parameters()))
-        for optimizer in self.optimizers.values():
-            optimizer.step()
+            loss["total"].backward(inputs=list(network.parameters()))
+            bad = torch.maximum(bad, self._limit(p.grad for p in network.parameters() if p.grad is not None))
+        for name, optimizer in self.optimizers.items():
+            if name in terms or name == "kernels":
+                optimizer.found_inf = bad  # type: ignore[attr-defined]
+                optimizer.step()
+        if self.average is not None:
+            self._move(self.average)
         named = {key: value.detach() for key, value in terms["generator"].items()}
         adversary = terms.get("discriminator", {})
-        return named | {f"discriminator_{key}": value.detach() for key, value in adversary.items()}
+        named |= {f"discriminator_{key}": value.detach() for key, value in adversary.items()}
+        return named | {"skipped": bad}
+
+    @torch.no_grad()
+    def _limit(self, gradients: Iterable[Tensor]) -> Tensor:
+        """Clip the gradients' common norm; return 1 where it is not finite, else 0."""
+        gradients = list(gradients)
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+        if self.clip:
+            torch._foreach_mul_(gradients, (self.clip / (norm + 1e-6)).clamp(max=1.0))
+        return (~norm.isfinite()).float()
+
+    @torch.no_grad()
+    def _move(self, average: InpaintGenerator) -> None:
+        """Move the average towards the weights by (1 - decay) of their difference."""
+        self._averaged += 1
+        decay = ((1 + self._averaged) / (10 + self._averaged)).clamp(max=self.ema)
+        averages: list[Tensor] = list(average.parameters())
+        weights: list[Tensor] = list(self.generator.parameters())
+        differences = torch._foreach_sub(weights, averages)
+        torch._foreach_mul_(differences, 1 - decay)
+        torch._foreach_add_(averages, differences)
 
     def _generator_and_discriminator_terms(self, image: Tensor, mask: Tensor) -> dict[str, dict[str, Tensor]]:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == torch.bfloat16):
             output = self.predict(image, mask)
-            terms = {"generator": self.objective.generator_terms(image, mask, output, self.discriminator)}
-            if self.discriminator is not None:
-                terms["discriminator"] = self.objective.discriminator_terms(image, mask, output, self.discriminator)
-        return terms
+            if self.discriminator is None or not self._adversary:
+                objective = self.objective if self.discriminator is None else self._lonely
+                return {"generator": objective.generator_terms(image, mask, output)}
+            return {
+                "generator": self.objective.generator_terms(image, mask, output, self.discriminator),
+                "discriminator": self.objective.discriminator_terms(image, mask, output, self.discriminator),
+            }
 
     def predict(self, image: Tensor, mask: Tensor) -> GeneratorOutput:
-        """Run the generator on a batch."""
-        with torch.no_grad():
-            inputs = (blind_input if self.hide_holes else assemble_input)(image, mask)
-        return self._forward(inputs.to(memory_format=self.layout))
+        """Run the generator under training on a batch."""
+        return self._forward(self._inputs(image, mask))
+
+    @torch.no_grad()
+    def show(self, image: Tensor, mask: Tensor) -> GeneratorOutput:
+        """Run ``result`` on a batch, without gradients."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == torch.bfloat16):
+            return self.result(self._inputs(image, mask))
+
+    @torch.no_grad()
+    def _inputs(self, image: Tensor, mask: Tensor) -> Tensor:
+        inputs = (blind_input if self.hide_holes else assemble_input)(image, mask)
+        return inputs.to(memory_format=self.layout)
 
     def finite(self) -> bool:
         """Say whether every weight is a finite number."""
         return all(bool(p.isfinite().all()) for network in self.networks.values() for p in network.parameters())
 
     def state_dict(self) -> dict[str, dict[str, Any]]:
-        """Return the state of networks and optimizers by name."""
-        networks = {name: network.state_dict() for name, network in self.networks.items()}
-        return networks | {f"{name}_optimizer": opt.state_dict() for name, opt in self.optimizers.items()}
+        """Return the state of networks, optimizers and average by name."""
+        state: dict[str, dict[str, Any]] = {name: network.state_dict() for name, network in self.networks.items()}
+        state |= {f"{name}_optimizer": optimizer.state_dict() for name, optimizer in self.optimizers.items()}
+        if self.average is not None:
+            state["average"] = {**self.average.state_dict(), "updates": self._averaged}
+        return state
 
     def load_state_dict(self, state: dict[str, dict[str, Any]]) -> None:
-        """Restore ``state_dict``. Raises ValueError when it is of other networks."""
+        """Restore ``state_dict``; rates and the like stay as given. Raises ValueError when it is of other networks."""
         wanted, found = set(self.state_dict()), set(state)
         if wanted != found:
             raise ValueError(f"the saved run has {sorted(found)}, this one wants {sorted(wanted)}")
         for name, network in self.networks.items():
             network.load_state_dict(state[name])
         for name, optimizer in self.optimizers.items():
+            settings = [{key: group[key] for key in group if key != "params"} for group in optimizer.param_groups]
             optimizer.load_state_dict(state[f"{name}_optimizer"])
+            for group, own in zip(optimizer.param_groups, settings, strict=True):
+                group.update(own)
+        if self.average is not None:
+            average = dict(state["average"])
+            self._averaged.copy_(average.pop("updates"))
+            self.average.load_state_dict(average)
+        self._graph = None
+
+    def load_weights(self, weights: dict[str, dict[str, Tensor]]) -> None:
+        """Start from weights by name: ``generator``, and where given ``discriminator`` and ``average``.
+
+        Raises:
+            RuntimeError: Weights of other networks.
+        """
+        self.generator.load_state_dict(weights["generator"])
+        if self.discriminator is not None and "discriminator" in weights:
+            self.discriminator.load_state_dict(weights["discriminator"])
+        if self.average is not None:
+            self.average.load_state_dict(weights.get("average", weights["generator"]))
+        self._graph = None
+
+
+def _signed(image: Tensor) -> Tensor:
+    """uint8 -> float32 in [-1, 1], as ``to_signed_tensor`` has it; floating point stays as it is."""
+    return image.to(torch.float32).div_(127.5).sub_(1.0) if image.dtype == torch.uint8 else image
 
 
 def _kernels(generator: InpaintGenerator) -> Iterator[nn.Parameter]:

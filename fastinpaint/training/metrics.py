@@ -9,11 +9,15 @@ from typing import Any
 
 from fastinpaint.checkpoint.files import atomic_write
 
-_NOT_LOSSES = ("step", "images_per_second", "learning_rate")
+_NOT_LOSSES = ("step", "seconds", "images_per_second", "learning_rate", "data_wait", "skipped")
 
 
 class MetricsLog:
-    """A file with one JSON object a line: ``step``, ``images_per_second``, ``learning_rate`` and the mean losses.
+    """A file with one JSON object a line.
+
+    Each holds ``step``, ``seconds`` of training, ``images_per_second``, ``learning_rate``,
+    ``data_wait`` (share of the time in which the trainer waited for images), ``skipped`` (share of updates whose
+    gradients were not finite) and the mean losses.
 
     Rows after ``step`` are dropped on opening, so a resumed run leaves one row for each step; 0 drops all.
     """

@@ -174,6 +174,8 @@ _MISFIT = object()
 def _fit(value: Any, hint: Any, name: str) -> Any:
     """Return ``value`` as ``hint`` has it, or _MISFIT."""
     if typing.get_origin(hint) is Literal:
+        if isinstance(value, bool) and {"on", "off"} <= set(typing.get_args(hint)):
+            return "on" if value else "off"  # YAML 1.1 reads the words as booleans
         return value if value in typing.get_args(hint) else _MISFIT
     if typing.get_origin(hint) is tuple:
         return _fit_tuple(value, typing.get_args(hint), name)

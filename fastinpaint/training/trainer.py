@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import sys
 import time
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -29,26 +31,29 @@ from fastinpaint.models.discriminator import PatchDiscriminator
 from fastinpaint.models.generator import InpaintGenerator
 from fastinpaint.models.vgg import VGG19Features
 from fastinpaint.training.config import TrainConfig
-from fastinpaint.training.interrupts import StopRequest, ignore_interrupts
+from fastinpaint.training.initial import initial_weights
+from fastinpaint.training.interrupts import StopRequest, prepare_worker
 from fastinpaint.training.learner import Learner
 from fastinpaint.training.metrics import MetricsLog, draw_curves, read_metrics
 from fastinpaint.training.samples import SampleBatches, SampleStream
 from fastinpaint.training.sheets import draw_sheet, edge_cell, gradient_cell, hole_cell, picture_cell
 
 _SAMPLE_MASKS = 2**40  # mask steps that no run reaches, for the sample pictures
+_IN_FLIGHT = 2  # updates that may be queued on a GPU before the host waits
 
 
 class Trainer:
     """One run into one folder.
 
     In ``config.output``: ``config.yaml``, ``metrics.jsonl``, ``losses.png``, ``samples/``, ``checkpoints/`` (to resume
-    from) and, when the run has ended, ``model/`` for ``from_pretrained`` and ``discriminator/`` if there is one.
+    from) and, when the run has ended or was stopped, ``model/`` for ``from_pretrained`` (the average of the weights
+    where there is one) and ``discriminator/`` if there is one.
 
     Args:
         config: Every option.
         resume: Go on from the folder's checkpoint. On the CPU the weights are then bit for bit those of a run that was
-            never interrupted; on a GPU as far as its kernels are deterministic.
-        say: Takes each line of news.
+            never interrupted, if its length is counted in updates; on a GPU as far as its kernels are deterministic.
+        say: Called with each status message.
 
     Raises:
         ValueError: An option that makes no sense, or a checkpoint of other networks.
@@ -68,80 +73,126 @@ class Trainer:
             raise FileExistsError(f"{saved[-1]} exists: pass --resume to go on, or another --output")
         if resume and not saved:
             raise FileNotFoundError(f"nothing to resume: no checkpoint in {self.checkpoints}")
-        self.images = InpaintDataset(config.data, config.image_size, config.crop, config.seed)
-        self.masks = MaskSampler(config.masks, config.image_size, config.image_size, config.seed)
+        self.images = InpaintDataset(config.data, config.image_size, config.crop, config.seed, flip=config.flip)
+        self.masks = self._mask_sampler(config.image_size)
         self.learner = build_learner(config, say)
         self.step = 0
+        self.seconds = 0.0  # of training, those before a resume included
         if resume:
             self._load(saved[-1])
+        elif config.init_from is not None:
+            self._take_weights(config.init_from)
 
     def run(self) -> Path:
-        """Train up to ``config.steps`` updates; return the folder of the finished model.
+        """Train up to ``config.steps`` updates or ``config.max_seconds``; return the folder of the finished model.
+
+        After ``config.pause_seconds`` the run is saved as it is, and the folder returned is that of its model so far.
 
         Raises:
             KeyboardInterrupt: Ctrl-C or SIGTERM came; the run was saved after the update under way.
-            FloatingPointError: A loss or a weight is no longer finite; the last good checkpoint is left as it was.
+            FloatingPointError: All losses or gradients of a row of metrics, or a weight, are no longer finite.
+                Weights that are still finite are saved, else the last good checkpoint is left as it was.
         """
         self.output.mkdir(parents=True, exist_ok=True)
         with atomic_write(self.output / "config.yaml") as temporary:
             temporary.write_text(self.config.to_yaml(), encoding="utf-8")
         log = MetricsLog(self.output / "metrics.jsonl", self.step)
+        decoded = self.images.decode_all(self.output / "decoded.u8") if self.config.cache else None
         with StopRequest() as request:
-            self._loop(log, request)
-        self._save()
-        draw_curves(read_metrics(log.path), self.output / "losses.png")
-        if self.step < self.config.steps:
+            try:
+                self._loop(log, request)
+            except FloatingPointError:
+                if self.learner.finite():
+                    self._finish(log)
+                raise
+            else:
+                self._finish(log)
+            finally:
+                if decoded is not None:
+                    decoded.close()
+        if not self._ended:
             self.say(f"stopped after update {self.step}, saved in {self.checkpoints}; --resume goes on")
-            raise KeyboardInterrupt
-        for name, network in self.learner.networks.items():
-            network.save_pretrained(self.output / ("model" if name == "generator" else name))
+            if request.stopped:
+                raise KeyboardInterrupt
         return self.output / "model"
 
+    @property
+    def _part(self) -> float:
+        return self.config.part_over(self.step, self.seconds)
+
+    @property
+    def _ended(self) -> bool:
+        return self._part >= 1
+
     def _loop(self, log: MetricsLog, request: StopRequest) -> None:
-        config = self.config
-        window = _Window(config.batch_size)
-        with tqdm(total=config.steps, initial=self.step, unit="step", dynamic_ncols=True) as bar:
-            for image in self._batches():
-                if request.stopped:
+        config, learner = self.config, self.learner
+        window, pace = _Window(config.batch_size), 1.0
+        before, start = self.seconds, time.perf_counter()
+        batches = self._batches()
+        queue = _Queue(learner.device)
+        quiet = 0.1 if sys.stderr.isatty() else 10.0  # seconds between two states of the bar
+        total = None if config.max_seconds else config.steps
+        with tqdm(total=total, initial=self.step, unit="step", dynamic_ncols=True, mininterval=quiet) as bar:
+            while not self._ended:
+                paused = 0 < config.pause_seconds <= self.seconds - before
+                if request.stopped or paused:
                     return
+                image, mask = window.time(batches)
                 torch.manual_seed(config.seed + self.step)  # some terms draw: a resumed run must draw the same
-                self.learner.set_pace(config.pace_at(self.step))
-                window.add(self.learner.update(image.to(self.learner.device), self._mask(self.step)))
+                pace = config.pace_at(self.step, self.seconds)
+                learner.set_pace(pace)
+                learner.set_adversary(self._part >= config.adversarial_start)
+                window.add(learner.update(image, mask))
+                queue.add()
                 self.step += 1
+                self.seconds = before + time.perf_counter() - start
                 bar.update()
-                if self.step % config.log_every == 0 or self.step == config.steps:
+                if self.step % config.log_every == 0 or self._ended:
                     row = window.close()
+                    counted = {"step": self.step, "seconds": round(self.seconds, 3)}
+                    log.write({**counted, "learning_rate": config.learning_rate * pace, **row})
                     self._check(row)
-                    rate = config.learning_rate * config.pace_at(self.step - 1)
-                    log.write({"step": self.step, "learning_rate": rate, **row})
-                    bar.set_postfix({name: f"{value:.3g}" for name, value in row.items() if value})
+                    bar.set_postfix({name: f"{value:.3g}" for name, value in row.items() if value}, refresh=False)
                 if _due(self.step, config.sample_every):
                     self._draw_samples()
-                    draw_curves(read_metrics(log.path), self.output / "losses.png")
+                    self._draw_curves(log)
                 if _due(self.step, config.checkpoint_every):
                     self._save()
 
-    def _batches(self) -> Iterable[Tensor]:
+    def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Images (B, 3, s, s) uint8 and masks (B, 1, s, s) or (1, 1, s, s) of the updates to come, s as it is then."""
+        while True:
+            size = self.config.size_at(self._part)
+            masks = self._mask_sampler(size)
+            for batch in self._loader(size, masks):
+                yield (batch[0], masks.sample(self.step)) if self.config.masks.shared else (batch[0], batch[1])
+                if self.config.size_at(self._part) != size:
+                    self.say(f"crops of {self.config.size_at(self._part)} pixels from update {self.step} on")
+                    self.learner.forget_graph()
+                    break
+
+    def _loader(self, size: int, masks: MaskSampler) -> DataLoader[tuple[Tensor, ...]]:
+        config = self.config
+        images = self.images if size == self.images.image_size else self.images.of_size(size)
         return DataLoader(
-            SampleStream(self.images, self.config.seed),
-            batch_sampler=SampleBatches(self.config.batch_size, self.step, self.config.steps),
-            num_workers=self.config.workers,
-            worker_init_fn=ignore_interrupts,
+            SampleStream(images, config.seed, None if config.masks.shared else masks),
+            batch_sampler=SampleBatches(config.batch_size, self.step, config.steps),
+            num_workers=_spare_cores() if config.workers < 0 else config.workers,
+            worker_init_fn=prepare_worker,
             pin_memory=self.learner.device.type == "cuda",
         )
 
-    def _mask(self, step: int) -> Tensor:
-        """(1, 1, H, W) of one update, shared by its batch."""
-        return self.masks.sample(step).to(self.learner.device)
+    def _mask_sampler(self, size: int) -> MaskSampler:
+        return MaskSampler(self.config.masks, size, size, self.config.seed)
 
-    @torch.no_grad()
     def _draw_samples(self) -> None:
         rows = []
         for index in range(min(self.config.sample_count, len(self.images))):
             image = self.images[index].to(self.learner.device)
-            mask = self._mask(_SAMPLE_MASKS + index)
-            output = self.learner.predict(image[None], mask)
-            result = torch.where(mask[0] > 0.5, output.images[0][0], image)
+            mask = self.masks.sample(_SAMPLE_MASKS + index).to(self.learner.device)
+            with torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, benchmark=False):
+                output = self.learner.show(image[None], mask)
+            result = torch.where(mask[0] > 0.5, output.images[0][0].float(), image)
             gradients = output.gradients[0][0]
             rows.append(
                 {
@@ -155,25 +206,50 @@ class Trainer:
         if rows:
             draw_sheet(rows, self.output / "samples" / f"step_{self.step:08d}.png")
 
+    def _draw_curves(self, log: MetricsLog) -> None:
+        try:
+            draw_curves(read_metrics(log.path), self.output / "losses.png")
+        except ImportError as error:
+            self.say(f"no losses.png: {error}")
+
+    def _finish(self, log: MetricsLog) -> None:
+        """Leave everything behind that a run leaves, finished or not; the weights first."""
+        self._save()
+        self.learner.result.save_pretrained(self.output / "model")
+        if self.learner.discriminator is not None:
+            self.learner.discriminator.save_pretrained(self.output / "discriminator")
+        self._draw_curves(log)
+        if self.config.sample_every:
+            self._draw_samples()
+
     def _save(self) -> None:
         if not self.learner.finite():
             raise FloatingPointError(f"a weight is not finite after update {self.step}; {self._kept()}")
-        state = {"step": self.step, **self.learner.state_dict()}
+        state = {"step": self.step, "seconds": self.seconds, **self.learner.state_dict()}
         save_training_state(training_state_path(self.checkpoints, self.step), state)
         prune_training_states(self.checkpoints, self.config.keep_checkpoints)
 
     def _load(self, path: Path) -> None:
         state = load_training_state(path, map_location=self.learner.device)
-        self.step = state.pop("step")
+        self.step, self.seconds = state.pop("step"), state.pop("seconds", 0.0)
         try:
             self.learner.load_state_dict(state)
         except (RuntimeError, ValueError) as error:
             raise ValueError(f"{path} does not fit these options: {error}") from error
 
+    def _take_weights(self, source: str) -> None:
+        try:
+            self.learner.load_weights(initial_weights(source))
+        except RuntimeError as error:
+            raise ValueError(f"{source} does not fit these options: {error}") from error
+
     def _check(self, row: dict[str, float]) -> None:
         wrong = [name for name, value in row.items() if not math.isfinite(value)]
         if wrong:
             raise FloatingPointError(f"loss {', '.join(wrong)} is not finite by update {self.step}; {self._kept()}")
+
+        if row["skipped"] == 1:
+            raise FloatingPointError(f"no gradients that are finite by update {self.step}; {self._kept()}")
 
     def _kept(self) -> str:
         saved = training_states(self.checkpoints)
@@ -181,23 +257,54 @@ class Trainer:
 
 
 class _Window:
-    """Losses and time since the last row of metrics; kept on the device until then."""
+    """Losses and time since the last row of metrics; losses stay on the device until then."""
 
     def __init__(self, batch_size: int) -> None:
         self.batch_size = batch_size
         self.rows: list[dict[str, Tensor]] = []
+        self.waited = 0.0  # seconds
         self.start = time.perf_counter()
+
+    def time(self, batches: Iterator[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        """Return the next batch and count how long it took to come."""
+        start = time.perf_counter()
+        batch = next(batches)
+        self.waited += time.perf_counter() - start
+        return batch
 
     def add(self, terms: dict[str, Tensor]) -> None:
         self.rows.append(terms)
 
     def close(self) -> dict[str, float]:
-        """Return speed and mean losses, and begin anew."""
-        means = {name: float(torch.stack([row[name] for row in self.rows]).mean()) for name in self.rows[0]}
+        """Return speed and the means of the losses that are finite, NaN where none is, and begin anew."""
+        means = {}
+        for name in dict.fromkeys(name for row in self.rows for name in row):
+            values = torch.stack([row[name] for row in self.rows if name in row]).tolist()
+            finite = [value for value in values if math.isfinite(value)]
+            means[name] = sum(finite) / len(finite) if finite else math.nan
         now = time.perf_counter()
         speed = len(self.rows) * self.batch_size / (now - self.start)
-        self.rows, self.start = [], now
-        return {"images_per_second": speed, **means}
+        waited = self.waited / (now - self.start)
+        self.rows, self.waited, self.start = [], 0.0, now
+        return {"images_per_second": speed, "data_wait": waited, **means}
+
+
+class _Queue:
+    """Holds the host back to a few updates ahead of a GPU, so that time is counted as it passes there."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.active = device.type == "cuda"
+        self.events: deque[torch.cuda.Event] = deque()
+
+    def add(self) -> None:
+        """Note that an update was queued; wait for an older one if too many are."""
+        if not self.active:
+            return
+        event = torch.cuda.Event(blocking=True)
+        event.record()
+        self.events.append(event)
+        if len(self.events) > _IN_FLIGHT:
+            self.events.popleft().synchronize()
 
 
 def build_learner(config: TrainConfig, say: Callable[[str], None]) -> Learner:
@@ -205,21 +312,33 @@ def build_learner(config: TrainConfig, say: Callable[[str], None]) -> Learner:
     device = torch.device(
         ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
     )
+    cuda = device.type == "cuda"
+    if cuda:
+        torch.backends.cudnn.benchmark = True  # shapes are fixed
     torch.manual_seed(config.seed)
     generator = InpaintGenerator(config.base_channels, config.attention, config.head_norm)
+    if config.identity_blocks:
+        for block in generator.blocks:
+            torch.nn.init.zeros_(block.get_parameter("plain.norm.weight"))
     objective = InpaintObjective(*_weights_and_features(config, say))
     discriminator = PatchDiscriminator(config.discriminator_channels) if config.losses.adversarial else None
+    half = config.precision == "auto"
+    draws = config.losses.matching_image or config.losses.matching_gradient  # torch.randperm cannot be in a graph
     return Learner(
         generator.to(device),
         objective.to(device),
         discriminator and discriminator.to(device),
         learning_rate=config.learning_rate,
+        discriminator_rate=config.discriminator_rate,
         betas=(config.beta1, config.beta2),
         kernel_rate=config.kernel_rate,
-        precision=torch.bfloat16 if config.precision == "bfloat16" else torch.float32,
-        channels_last=config.channels_last,
+        clip=config.clip,
+        ema=config.ema,
+        precision=torch.bfloat16 if config.precision == "bfloat16" or (half and cuda) else torch.float32,
+        channels_last=cuda if config.channels_last is None else config.channels_last,
         compile=config.compile,
         hide_holes=config.hide_holes,
+        cuda_graph=cuda and (config.cuda_graph == "on" or (config.cuda_graph == "auto" and not draws)),
     )
 
 
@@ -231,6 +350,12 @@ def _weights_and_features(config: TrainConfig, say: Callable[[str], None]) -> tu
         say("no VGG-19 weights given (option vgg): the perceptual terms are off")
         return dataclasses.replace(weights, content=0.0, style=0.0), None
     return weights, VGG19Features.from_file(config.vgg)
+
+
+def _spare_cores() -> int:
+    """All cores that this process may use but one, at least 1."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(cores - 1, 1)
 
 
 def _due(step: int, every: int) -> bool:

@@ -1,216 +1,571 @@
 """softmax(Q K^T) V for narrow heads, without ever holding an N x M tensor.
 
-The matrix unit wants 16 columns. Narrower heads are padded by masked loads, and the padding of the values is put to
-use: a column of ones makes the product that adds up the weighted values add up the weights, too.
+The matrix unit multiplies rows of at least 16 numbers and a head has 4 or 8, so the rest of a row does the work that
+would otherwise be done score by score. A launch of its own writes keys and values as rows of bfloat16 "slots":
 
-Precision. bfloat16 and float16: the logits are exact products summed in float32; weights are rounded to the input's
-dtype before they meet the values, numerator and denominator alike. float32: each product is taken as three products of
-TensorFloat-32 halves, so a logit is off by at most about 2^-20 of the sum of its absolute products.
+    query  q1 q2 q3 -s      key  k k k 1      q1 + q2 + q3 = query * log2(e), s a shift of three parts
+    grad   g -d             value  v 1        d = sum(output * grad), of three parts
+
+Each group is as wide as the head. The product of the rows of query and key is log2(e) * logit - shift, ready for exp2;
+that of gradient and value is what the weight's gradient multiplies; and a column of ones makes the product that adds
+up the weighted values add up the weights, too.
+
+The shift of a row is its largest logit among a sample of the keys. Sums that overflow, because another logit is larger
+by 80 or more, are taken again with a running maximum.
+
+Precision. bfloat16: logits are exact products summed in float32; weights are rounded to bfloat16 before they meet the
+values, numerator and denominator alike. float32 and float16: every number is a sum of three bfloat16 numbers and all
+products above 2^-24 are taken; weights have 16 bits. Heads wider than 16 have rows without spare slots: the scale, the
+shift and the delta are applied to each score, and float32 products are three of TensorFloat-32.
 """
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastinpaint_kernels._launch import autotune, on_device_of
+from fastinpaint_kernels._launch import autotune, on_device_of, programs_bucket
 
 MAX_WIDTH = 64
+_ROWS = 128  # rows of slots are padded to a multiple of every block
 _LOG2_E = tl.constexpr(1.4426950408889634)
+_LN_2 = tl.constexpr(0.6931471805599453)
+_LARGEST = tl.constexpr(3.4028234663852886e38)
+_TOO_LARGE = tl.constexpr(1e36)  # a sum that may have overflowed
 
 
-def _config(queries: int, keys: int, warps: int, stages: int = 2) -> triton.Config:
-    return triton.Config({"BLOCK_N": queries, "BLOCK_M": keys}, num_warps=warps, num_stages=stages)
+def _config(queries: int, keys: int, warps: int, poly: int = 0, stages: int = 3) -> triton.Config:
+    return triton.Config({"BLOCK_N": queries, "BLOCK_M": keys, "POLY": poly}, num_warps=warps, num_stages=stages)
 
 
 def _family(arguments: Mapping[str, Any]) -> str:
-    """Wide rows need registers, and so do the three products that float32 takes in place of one: smaller blocks."""
-    half = arguments["p_query"].dtype != torch.float32
-    width = max(arguments["WIDTH"], arguments["VALUE_WIDTH"])
-    if half:
-        return "narrow half" if width < 16 else "half" if width <= 32 else "wide half"
-    return "narrow float32" if width <= 16 else "wide float32"
+    if not arguments["FOLD"]:
+        return "wide float32" if arguments["p_key"].dtype == torch.float32 else "wide half"
+    if arguments["EXACT"]:
+        return "exact"
+    return "width 4" if max(arguments["WIDTH"], arguments["VALUE_WIDTH"]) <= 4 else "width 16"
 
 
+# The first of a family is the one predicted to be the best for the generator's shapes, see benchmarks/LOG.md.
 _QUERY_BLOCKS = {
-    "narrow half": [_config(64, 64, 4), _config(64, 128, 4), _config(128, 128, 8)],
-    "half": [_config(64, 64, 4), _config(128, 64, 8)],
-    "wide half": [_config(64, 32, 4)],
-    "narrow float32": [_config(64, 32, 4)],
+    "width 4": [_config(64, 128, 4, 3), _config(64, 128, 4, 2), _config(64, 64, 4, 2), _config(64, 64, 4, 3)],
+    "width 16": [_config(64, 64, 4, 2), _config(64, 128, 4, 2)],
+    "exact": [_config(64, 64, 4, stages=2)],
+    "wide half": [_config(64, 32, 4, stages=2)],
     "wide float32": [_config(16, 16, 4, stages=1)],
 }
 _KEY_BLOCKS = {
-    "narrow half": [_config(64, 64, 4), _config(128, 64, 4), _config(64, 128, 8)],
-    "half": [_config(64, 64, 4), _config(64, 128, 8)],
-    "wide half": [_config(32, 32, 4)],
-    "narrow float32": [_config(32, 64, 4)],
+    "width 4": [_config(64, 64, 4, 2), _config(128, 64, 4, 2), _config(64, 64, 4)],
+    "width 16": [_config(64, 64, 4, 2), _config(64, 64, 4)],
+    "exact": [_config(64, 64, 4, stages=2)],
+    "wide half": [_config(32, 32, 4, stages=2)],
     "wide float32": [_config(32, 16, 4, stages=1)],
 }
 _TUNED_BY = ("size", "WIDTH", "VALUE_WIDTH")
 
 
 @triton.jit
-def _rows(p_tensor, o_row, rows, WIDTH: tl.constexpr, PAD: tl.constexpr):
-    """(len(o_row), PAD) of a contiguous (rows, WIDTH) matrix, zero outside."""
-    o_column = tl.arange(0, PAD)
-    p_rows = p_tensor + o_row[:, None] * WIDTH + o_column[None, :]
-    return tl.load(p_rows, mask=(o_row < rows)[:, None] & (o_column < WIDTH)[None, :], other=0.0)
+def _cut(b):
+    """The leading 8 bits of float32: a bfloat16 number, no farther from 0."""
+    return (b.to(tl.int32, bitcast=True) & -65536).to(tl.float32, bitcast=True)
 
 
 @triton.jit
-def _store_rows(p_tensor, b_rows, o_row, rows, WIDTH: tl.constexpr, PAD: tl.constexpr):
-    o_column = tl.arange(0, PAD)
-    p_rows = p_tensor + o_row[:, None] * WIDTH + o_column[None, :]
-    b_rows = b_rows.to(p_tensor.dtype.element_ty)
-    tl.store(p_rows, b_rows, mask=(o_row < rows)[:, None] & (o_column < WIDTH)[None, :])
+def _part(b, o_part):
+    """The first, second or third of the bfloat16 numbers that add up to b (float32); those of infinity are itself, 0, 0."""
+    b_first = _cut(b)
+    b_rest = tl.where(tl.abs(b_first) < float("inf"), b - b_first, 0.0)
+    b_second = _cut(b_rest)
+    return tl.where(o_part == 0, b_first, tl.where(o_part == 1, b_second, b_rest - b_second))
+
+
+@triton.jit
+def _load_slots(
+    p_rows, o_row, rows, stride_row, stride_column,
+    WIDTH: tl.constexpr, GROUP: tl.constexpr, GROUPS: tl.constexpr, SLOTS: tl.constexpr,
+    PARTS: tl.constexpr, SCALE: tl.constexpr, FOLD: tl.constexpr, FINITE: tl.constexpr = False,
+):  # fmt: skip
+    """(len(o_row), SLOTS) of a (rows, WIDTH) matrix, zero outside.
+
+    FOLD: float32 with the values of bfloat16, part PARTS[g] of SCALE * column c in slot g * GROUP + c, for the digits g
+    of PARTS, FINITE: infinity replaced by the largest number. Otherwise the columns as they are.
+    """
+    o_slot = tl.arange(0, SLOTS)
+    o_group = o_slot // GROUP
+    o_column = o_slot % GROUP
+    p_rows += o_row.to(tl.int64)[:, None] * stride_row + o_column.to(tl.int64)[None, :] * stride_column
+    m_slots = (o_row < rows)[:, None] & ((o_column < WIDTH) & (o_group < GROUPS))[None, :]
+    b_rows = tl.load(p_rows, mask=m_slots, other=0.0)
+    if FOLD:
+        b_rows = b_rows.to(tl.float32) * SCALE
+        if FINITE:  # infinity times the second part of a number, 0, would be NaN
+            b_rows = tl.where(b_rows > _LARGEST, _LARGEST, tl.where(b_rows < -_LARGEST, -_LARGEST, b_rows))
+        o_part = tl.where(o_group == 0, PARTS // 100, tl.where(o_group == 1, PARTS // 10 % 10, PARTS % 10))
+        b_rows = _part(b_rows, o_part[None, :])
+    return b_rows
+
+
+@triton.jit
+def _last_slots(b_row, GROUP: tl.constexpr, GROUPS: tl.constexpr, SLOTS: tl.constexpr):
+    """(len(b_row), SLOTS), the three parts of a number in the first slots of the last group, zero elsewhere."""
+    o_part = tl.arange(0, SLOTS) - GROUPS * GROUP
+    b_parts = _part(tl.broadcast_to(b_row[:, None], (b_row.shape[0], SLOTS)), o_part[None, :])
+    return tl.where(((o_part >= 0) & (o_part < 3))[None, :], b_parts, 0.0)
+
+
+@triton.jit
+def _store_slots(p_slots, b_slots, SLOTS: tl.constexpr, STRIDE: tl.constexpr):
+    p_slots += tl.arange(0, b_slots.shape[0])[:, None] * STRIDE + tl.arange(0, SLOTS)[None, :]
+    tl.store(p_slots, b_slots.to(p_slots.dtype.element_ty))
+
+
+@triton.jit
+def _stored_slots(p_slots, ROWS: tl.constexpr, SLOTS: tl.constexpr, STRIDE: tl.constexpr):
+    """(ROWS, SLOTS) of rows that are whole and dense."""
+    return tl.load(p_slots + tl.arange(0, ROWS)[:, None] * STRIDE + tl.arange(0, SLOTS)[None, :])
+
+
+@triton.jit
+def _product(
+    b_left, b_left_2, p_slots, b_right,
+    SLOTS: tl.constexpr, STRIDE: tl.constexpr, EXACT: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """(len(b_left), len(b_right)): rows on the left times rows on the right, whose second half is still to be loaded."""
+    b_product = tl.dot(b_left, tl.trans(b_right), input_precision=PRECISION)
+    if EXACT:
+        b_right_2 = _stored_slots(p_slots + SLOTS, b_right.shape[0], SLOTS, STRIDE)
+        b_product = tl.dot(b_left_2, tl.trans(b_right_2), b_product)
+    return b_product
+
+
+@triton.jit
+def _add_product(b_left, b_right, b_sum, EXACT: tl.constexpr, PRECISION: tl.constexpr):
+    """b_sum + b_left b_right; EXACT: b_left is float32, and taken in three parts."""
+    if EXACT:  # by bit masks: conversions to bfloat16 and back would share a unit with exp2
+        b_first = _cut(b_left)
+        b_rest = b_left - b_first
+        b_second = _cut(b_rest)
+        b_sum = tl.dot((b_rest - b_second).to(b_right.dtype), b_right, b_sum)
+        b_sum = tl.dot(b_second.to(b_right.dtype), b_right, b_sum)
+        b_left = b_first
+    return tl.dot(b_left.to(b_right.dtype), b_right, b_sum, input_precision=PRECISION)
+
+
+@triton.jit
+def _sum_groups(b_sum, GROUP: tl.constexpr, GROUPS: tl.constexpr):
+    """(ROWS, GROUP): the sum of the first GROUPS groups."""
+    ROWS: tl.constexpr = b_sum.shape[0]
+    ALL: tl.constexpr = b_sum.shape[1] // GROUP
+    if ALL == 1:
+        return b_sum
+    b_groups = tl.reshape(b_sum, (ROWS, ALL, GROUP))
+    return tl.sum(tl.where(tl.arange(0, ALL)[None, :, None] < GROUPS, b_groups, 0.0), 1)
+
+
+@triton.jit
+def _store_rows(p_rows, b_rows, o_row, rows, WIDTH: tl.constexpr):
+    """Columns 0 to WIDTH of b_rows into a dense (rows, WIDTH) matrix."""
+    o_column = tl.arange(0, b_rows.shape[1])
+    p_rows += o_row.to(tl.int64)[:, None] * WIDTH + o_column[None, :]
+    m_rows = (o_row < rows)[:, None] & (o_column < WIDTH)[None, :]
+    tl.store(p_rows, b_rows.to(p_rows.dtype.element_ty), mask=m_rows)
+
+
+@triton.jit
+def _polynomial_exp2(b):
+    """2^b to 1e-4 of itself on the units for sums and products; 2^-128 (nearly 0) below, infinity above 2^128."""
+    b = tl.clamp(b * 0.00390625 + 0.5, 0.0, 1.0)  # b / 256 + 1 / 2
+    b_whole = b + 49151.5  # 1.5 * 2^15 - 1 / 2: round(256 b) - 128 in the low bits
+    b -= b_whole - 49151.5
+    b_power = 0.05550410866 * 16777216.0
+    b_power = b_power * b + 0.2402264791 * 65536.0
+    b_power = b_power * b + 0.6931471806 * 256.0
+    b_power = b_power * b + 1.0
+    b_bits = b_power.to(tl.int32, bitcast=True) + (b_whole.to(tl.int32, bitcast=True) << 23)
+    return b_bits.to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _exp2_half(b):
+    """2^b of (ROWS, A, B), by polynomial where A is odd."""
+    ROWS: tl.constexpr = b.shape[0]
+    A: tl.constexpr = b.shape[1]
+    B: tl.constexpr = b.shape[2]
+    b_even, b_odd = tl.split(tl.permute(tl.reshape(b, (ROWS, A // 2, 2, B)), (0, 1, 3, 2)))
+    b = tl.join(tl.exp2(b_even), _polynomial_exp2(b_odd))
+    return tl.reshape(tl.permute(b, (0, 1, 3, 2)), (ROWS, A, B))
+
+
+@triton.jit
+def _exp2(b, POLY: tl.constexpr):
+    """2^b, POLY (0, 2, 3 or 4) eighths of the columns by polynomial, so that both kinds of units are busy.
+
+    Columns are told apart by bits 0, 3 and 4 of their number, which choose registers of a thread in the layout of the
+    matrix unit's results: no data moves.
+    """
+    if POLY == 0:
+        return tl.exp2(b)
+    ROWS: tl.constexpr = b.shape[0]
+    COLUMNS: tl.constexpr = b.shape[1]
+    b_even, b_odd = tl.split(tl.reshape(b, (ROWS, COLUMNS // 2, 2)))
+    b_even = tl.exp2(b_even)
+    if POLY == 2:
+        b_odd = tl.reshape(_exp2_half(tl.reshape(b_odd, (ROWS, COLUMNS // 8, 4))), (ROWS, COLUMNS // 2))
+    elif POLY == 3:
+        b_odd = tl.permute(tl.reshape(b_odd, (ROWS, COLUMNS // 16, 2, 4)), (0, 1, 3, 2))
+        b_low, b_high = tl.split(b_odd)
+        b_odd = tl.join(_exp2_half(b_low), _polynomial_exp2(b_high))
+        b_odd = tl.reshape(tl.permute(b_odd, (0, 1, 3, 2)), (ROWS, COLUMNS // 2))
+    else:
+        b_odd = _polynomial_exp2(b_odd)
+    return tl.reshape(tl.join(b_even, b_odd), (ROWS, COLUMNS))
+
+
+@triton.constexpr_function
+def _parts(tile: int, exact: bool) -> int:
+    """A digit for each group: which part of a number it holds in a tile for right sides (0, 1) or left sides (2, 3)."""
+    return (12, 10, 0, 112)[tile] if exact else 0
+
+
+@triton.jit
+def _prepare_kernel(
+    p_key,  # (B, M, WIDTH)
+    p_value,  # (B, M, VALUE_WIDTH)
+    p_key_slots,  # out (B, padded, SLOTS); EXACT: 4 * SLOTS, two tiles as right sides of products and two as left sides
+    p_value_slots,  # out (B, padded, VALUE_SLOTS), likewise
+    keys,
+    key_stride_0, key_stride_1, key_stride_2,
+    value_stride_0, value_stride_1, value_stride_2,
+    WIDTH: tl.constexpr,
+    VALUE_WIDTH: tl.constexpr,
+    GROUP: tl.constexpr,
+    VALUE_GROUP: tl.constexpr,
+    SLOTS: tl.constexpr,
+    VALUE_SLOTS: tl.constexpr,
+    FOLD: tl.constexpr,
+    EXACT: tl.constexpr,
+    ROWS: tl.constexpr,
+):  # fmt: skip
+    """Rows from M to padded are zero."""
+    TILES: tl.constexpr = 4 if EXACT else 1
+    GROUPS: tl.constexpr = 3 if FOLD else 1
+    VALUE_GROUPS: tl.constexpr = 3 if EXACT else 1
+    blocks = tl.cdiv(keys, ROWS)
+    i_batch = (tl.program_id(0) // blocks).to(tl.int64)
+    first = tl.program_id(0) % blocks * ROWS
+    o_key = first + tl.arange(0, ROWS)
+    p_key += i_batch * key_stride_0
+    p_value += i_batch * value_stride_0
+    p_key_slots += (i_batch * blocks * ROWS + first) * SLOTS * TILES
+    p_value_slots += (i_batch * blocks * ROWS + first) * VALUE_SLOTS * TILES
+    b_one = tl.where(o_key < keys, 1.0, 0.0)
+
+    for i_tile in tl.static_range(TILES):
+        b_key = _load_slots(
+            p_key, o_key, keys, key_stride_1, key_stride_2,
+            WIDTH, GROUP, GROUPS, SLOTS, _parts(i_tile, EXACT), 1.0, FOLD, True,
+        )  # fmt: skip
+        b_value = _load_slots(
+            p_value, o_key, keys, value_stride_1, value_stride_2,
+            VALUE_WIDTH, VALUE_GROUP, VALUE_GROUPS, VALUE_SLOTS, _parts(i_tile, EXACT), 1.0, FOLD,
+        )  # fmt: skip
+        if i_tile % 2 == 0:
+            # A weight by polynomial is never NaN: that of a key is kept in its column of ones.
+            b_value_one = tl.where(tl.max(tl.where(b_key == b_key, 0, 1), 1) > 0, float("nan"), b_one)
+            if FOLD:
+                o_one = tl.arange(0, SLOTS) - GROUPS * GROUP
+                b_key = tl.where(((o_one >= 0) & (o_one < 3))[None, :], b_one[:, None], b_key)
+            o_one = tl.arange(0, VALUE_SLOTS) - VALUE_GROUPS * VALUE_GROUP
+            b_value = tl.where(((o_one >= 0) & (o_one < 3))[None, :], b_value_one[:, None], b_value.to(tl.float32))
+        _store_slots(p_key_slots + i_tile * SLOTS, b_key, SLOTS, SLOTS * TILES)
+        _store_slots(p_value_slots + i_tile * VALUE_SLOTS, b_value, VALUE_SLOTS, VALUE_SLOTS * TILES)
+
+
+@triton.jit
+def _scores(
+    b_query, b_query_2, b_shift, p_key_slots, b_key,
+    SLOTS: tl.constexpr, STRIDE: tl.constexpr, FOLD: tl.constexpr, EXACT: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """(BLOCK_N, BLOCK_M): log2(e) * logit - shift."""
+    b_score = _product(b_query, b_query_2, p_key_slots, b_key, SLOTS, STRIDE, EXACT, PRECISION)
+    if not FOLD:
+        b_score = b_score * _LOG2_E - b_shift[:, None]
+    return b_score
+
+
+@triton.jit
+def _shifted(
+    b_rows, b_shift, p_key, GROUP: tl.constexpr, GROUPS: tl.constexpr, SLOTS: tl.constexpr, FOLD: tl.constexpr
+):
+    """Queries with a shift, and the shift; without slots for it, it is scaled."""
+    if FOLD:
+        b_rows += _last_slots(-b_shift, GROUP, GROUPS, SLOTS)
+    else:
+        b_shift *= _LOG2_E
+    return b_rows.to(p_key.dtype.element_ty), b_shift
 
 
 @triton.jit
 def _attend(
-    b_query, b_sum, b_max, p_key, p_value, first, keys,
-    WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr, VALUE_PAD: tl.constexpr,
-    PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, TAIL: tl.constexpr,
+    b_query, b_query_2, b_shift, p_key, p_value, padded,
+    SLOTS: tl.constexpr, VALUE_SLOTS: tl.constexpr, FOLD: tl.constexpr, EXACT: tl.constexpr,
+    PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, POLY: tl.constexpr,
 ):  # fmt: skip
-    """Take one block of keys into the sums (BLOCK_N, VALUE_PAD) and the largest logits (BLOCK_N,)."""
-    o_key = first + tl.arange(0, BLOCK_M)
-    b_key = _rows(p_key, o_key, keys, WIDTH, b_query.shape[1])
-    b_value = _rows(p_value, o_key, keys, VALUE_WIDTH, VALUE_PAD)
-    m_ones = (tl.arange(0, VALUE_PAD) == VALUE_WIDTH)[None, :]
-    b_value = tl.where(m_ones, 1.0, b_value.to(tl.float32)).to(b_value.dtype)
-    b_logit = tl.dot(b_query, tl.trans(b_key), input_precision=PRECISION)
-    if TAIL:
-        b_logit = tl.where((o_key < keys)[None, :], b_logit, float("-inf"))
-    b_larger = tl.maximum(b_max, tl.max(b_logit, 1))
-    b_weight = tl.exp2(b_logit * _LOG2_E - (b_larger * _LOG2_E)[:, None])
-    b_sum *= tl.exp2((b_max - b_larger) * _LOG2_E)[:, None]
-    b_sum = tl.dot(b_weight.to(b_value.dtype), b_value, b_sum, input_precision=PRECISION)
-    return b_sum, b_larger
+    """(BLOCK_N, VALUE_SLOTS): sums of values and of ones, weighted by 2^score."""
+    TILES: tl.constexpr = 4 if EXACT else 1
+    STRIDE: tl.constexpr = TILES * SLOTS
+    VALUE_STRIDE: tl.constexpr = TILES * VALUE_SLOTS
+    b_sum = tl.zeros((b_query.shape[0], VALUE_SLOTS), tl.float32)
+    for _ in range(0, padded, BLOCK_M):
+        b_key = _stored_slots(p_key, BLOCK_M, SLOTS, STRIDE)
+        b_value = _stored_slots(p_value, BLOCK_M, VALUE_SLOTS, VALUE_STRIDE)
+        b_score = _scores(b_query, b_query_2, b_shift, p_key, b_key, SLOTS, STRIDE, FOLD, EXACT, PRECISION)
+        b_sum = _add_product(_exp2(b_score, POLY), b_value, b_sum, EXACT, PRECISION)
+        p_key += BLOCK_M * STRIDE
+        p_value += BLOCK_M * VALUE_STRIDE
+    return b_sum
+
+
+@triton.jit
+def _largest(
+    b_query, b_query_2, p_key, keys,
+    SLOTS: tl.constexpr, EXACT: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr,
+):  # fmt: skip
+    """(BLOCK_N,): the largest product of each query with a key."""
+    STRIDE: tl.constexpr = 4 * SLOTS if EXACT else SLOTS
+    b_largest = tl.full((b_query.shape[0],), float("-inf"), tl.float32)
+    for first in range(0, keys, BLOCK_M):
+        b_key = _stored_slots(p_key, BLOCK_M, SLOTS, STRIDE)
+        b_score = _product(b_query, b_query_2, p_key, b_key, SLOTS, STRIDE, EXACT, PRECISION)
+        b_score = tl.where((first + tl.arange(0, BLOCK_M) < keys)[None, :], b_score, float("-inf"))
+        b_largest = tl.maximum(b_largest, tl.max(b_score, 1))
+        p_key += BLOCK_M * STRIDE
+    return b_largest
 
 
 @autotune(_QUERY_BLOCKS, _family, _TUNED_BY)
 @triton.jit(do_not_specialize=["size"])
 def _forward_kernel(
     p_query,  # (B, N, WIDTH)
-    p_key,  # (B, M, WIDTH)
-    p_value,  # (B, M, VALUE_WIDTH)
+    p_key,  # (B, padded keys, TILES * SLOTS), see _prepare_kernel
+    p_value,  # (B, padded keys, TILES * VALUE_SLOTS)
     p_output,  # out (B, N, VALUE_WIDTH)
     p_lse,  # out (B, N) float32, log2 of the sum of exp(logit)
     queries,
     keys,
     size,  # for tuning only
+    query_stride_0, query_stride_1, query_stride_2,
     WIDTH: tl.constexpr,
     VALUE_WIDTH: tl.constexpr,
-    PAD: tl.constexpr,
-    VALUE_PAD: tl.constexpr,  # above VALUE_WIDTH: the column of ones
+    GROUP: tl.constexpr,
+    VALUE_GROUP: tl.constexpr,
+    SLOTS: tl.constexpr,
+    VALUE_SLOTS: tl.constexpr,
+    FOLD: tl.constexpr,
+    EXACT: tl.constexpr,
     PRECISION: tl.constexpr,
+    ROWS: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_M: tl.constexpr,
-):
+    POLY: tl.constexpr,
+):  # fmt: skip
+    TILES: tl.constexpr = 4 if EXACT else 1
+    KEY_STRIDE: tl.constexpr = SLOTS * TILES
+    VALUE_STRIDE: tl.constexpr = VALUE_SLOTS * TILES
+    VALUE_GROUPS: tl.constexpr = 3 if EXACT else 1
     blocks = tl.cdiv(queries, BLOCK_N)
+    padded = tl.cdiv(keys, ROWS) * ROWS
     i_batch = (tl.program_id(0) // blocks).to(tl.int64)
     o_query = tl.program_id(0) % blocks * BLOCK_N + tl.arange(0, BLOCK_N)
-    p_key += i_batch * keys * WIDTH
-    p_value += i_batch * keys * VALUE_WIDTH
-    b_query = _rows(p_query + i_batch * queries * WIDTH, o_query, queries, WIDTH, PAD)
-    b_max = tl.full((BLOCK_N,), float("-inf"), tl.float32)
-    b_sum = tl.zeros((BLOCK_N, VALUE_PAD), tl.float32)
-    whole = keys // BLOCK_M * BLOCK_M
-    for first in range(0, whole, BLOCK_M):
-        b_sum, b_max = _attend(
-            b_query, b_sum, b_max, p_key, p_value, first, keys, WIDTH, VALUE_WIDTH, VALUE_PAD, PRECISION, BLOCK_M, False
-        )
-    if whole < keys:
-        b_sum, b_max = _attend(
-            b_query, b_sum, b_max, p_key, p_value, whole, keys, WIDTH, VALUE_WIDTH, VALUE_PAD, PRECISION, BLOCK_M, True
-        )
-    b_total = tl.sum(tl.where(tl.arange(0, VALUE_PAD)[None, :] == VALUE_WIDTH, b_sum, 0.0), 1)
-    p_output += i_batch * queries * VALUE_WIDTH
-    _store_rows(p_output, b_sum / b_total[:, None], o_query, queries, VALUE_WIDTH, VALUE_PAD)
-    b_lse = b_max * _LOG2_E + tl.log2(b_total)
-    tl.store(p_lse + i_batch * queries + o_query, b_lse, mask=o_query < queries)
+    p_query += i_batch * query_stride_0
+    p_key += i_batch * padded * KEY_STRIDE
+    p_value += i_batch * padded * VALUE_STRIDE
 
+    GROUPS: tl.constexpr = 3 if FOLD else 1
+    b_rows = _load_slots(
+        p_query, o_query, queries, query_stride_1, query_stride_2,
+        WIDTH, GROUP, GROUPS, SLOTS, 0 if EXACT else 12, _LOG2_E, FOLD,
+    )  # fmt: skip
+    b_plain = b_rows.to(p_key.dtype.element_ty)
+    b_query_2 = b_plain
+    if EXACT:
+        b_query_2 = _load_slots(
+            p_query, o_query, queries, query_stride_1, query_stride_2, WIDTH, GROUP, GROUPS, SLOTS, 112, _LOG2_E, FOLD
+        ).to(p_key.dtype.element_ty)
 
-@triton.jit
-def _gather_query_gradient(
-    b_query, b_grad, b_lse, b_delta, b_sum, p_key, p_value, first, keys,
-    WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr,
-    PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, TAIL: tl.constexpr,
-):  # fmt: skip
-    """Take one block of keys into the gradient of the queries (BLOCK_N, PAD)."""
-    o_key = first + tl.arange(0, BLOCK_M)
-    b_key = _rows(p_key, o_key, keys, WIDTH, b_query.shape[1])
-    b_value = _rows(p_value, o_key, keys, VALUE_WIDTH, b_grad.shape[1])
-    b_logit = tl.dot(b_query, tl.trans(b_key), input_precision=PRECISION)
-    if TAIL:
-        b_logit = tl.where((o_key < keys)[None, :], b_logit, float("-inf"))
-    b_weight = tl.exp2(b_logit * _LOG2_E - b_lse[:, None])
-    b_slope = tl.dot(b_grad, tl.trans(b_value), input_precision=PRECISION)
-    b_slope = b_weight * (b_slope - b_delta[:, None])
-    return tl.dot(b_slope.to(b_key.dtype), b_key, b_sum, input_precision=PRECISION)
+    p_sample = p_key + (tl.arange(0, BLOCK_M).to(tl.int64) * keys // BLOCK_M)[:, None] * KEY_STRIDE
+    p_sample += tl.arange(0, SLOTS)[None, :]
+    b_score = tl.dot(b_plain, tl.trans(tl.load(p_sample)), input_precision=PRECISION)
+    if EXACT:
+        b_score = tl.dot(b_query_2, tl.trans(tl.load(p_sample + SLOTS)), b_score)
+    b_shift = tl.max(b_score, 1)
+    b_query, b_shift = _shifted(b_rows, b_shift, p_key, GROUP, GROUPS, SLOTS, FOLD)
+    b_sum = tl.zeros((BLOCK_N, VALUE_SLOTS), tl.float32)
+    attempt = 0
+    while attempt < 2:
+        b_sum = _attend(
+            b_query, b_query_2, b_shift, p_key, p_value, padded,
+            SLOTS, VALUE_SLOTS, FOLD, EXACT, PRECISION, BLOCK_M, POLY,
+        )  # fmt: skip
+        attempt += 1
+        if tl.max(tl.max(tl.where(tl.abs(b_sum) < _TOO_LARGE, 0, 1), 1), 0) == 0:
+            attempt = 2
+        if attempt == 1:
+            b_shift = _largest(b_plain, b_query_2, p_key, keys, SLOTS, EXACT, PRECISION, BLOCK_M)
+            b_query, b_shift = _shifted(b_rows, b_shift, p_key, GROUP, GROUPS, SLOTS, FOLD)
+    m_total = tl.arange(0, VALUE_SLOTS) == VALUE_GROUPS * VALUE_GROUP
+    b_total = tl.sum(tl.where(m_total[None, :], b_sum, 0.0), 1)
+    b_output = _sum_groups(b_sum / b_total[:, None], VALUE_GROUP, VALUE_GROUPS)
+    _store_rows(p_output + i_batch * queries * VALUE_WIDTH, b_output, o_query, queries, VALUE_WIDTH)
+    tl.store(p_lse + i_batch * queries + o_query, b_shift + tl.log2(b_total), mask=o_query < queries)
 
 
 @autotune(_QUERY_BLOCKS, _family, _TUNED_BY)
 @triton.jit(do_not_specialize=["size"])
 def _query_gradient_kernel(
     p_query,  # (B, N, WIDTH)
-    p_key,  # (B, M, WIDTH)
-    p_value,  # (B, M, VALUE_WIDTH)
+    p_key,  # (B, padded keys, TILES * SLOTS), see _prepare_kernel
+    p_value,  # (B, padded keys, TILES * VALUE_SLOTS)
     p_output,  # (B, N, VALUE_WIDTH)
     p_lse,  # (B, N) float32
     p_grad_output,  # (B, N, VALUE_WIDTH)
     p_grad_query,  # out (B, N, WIDTH)
-    p_delta,  # out (B, N) float32, sum of output * its gradient
+    p_query_slots,  # out (B, padded queries, TILES * SLOTS)
+    p_grad_slots,  # out (B, padded queries, TILES * VALUE_SLOTS)
+    p_delta,  # out (B, padded queries) float32, sum of output * its gradient
     queries,
     keys,
     size,
+    query_stride_0, query_stride_1, query_stride_2,
+    output_stride_0, output_stride_1, output_stride_2,
+    grad_stride_0, grad_stride_1, grad_stride_2,
     WIDTH: tl.constexpr,
     VALUE_WIDTH: tl.constexpr,
-    PAD: tl.constexpr,
-    VALUE_PAD: tl.constexpr,
+    GROUP: tl.constexpr,
+    VALUE_GROUP: tl.constexpr,
+    SLOTS: tl.constexpr,
+    VALUE_SLOTS: tl.constexpr,
+    FOLD: tl.constexpr,
+    EXACT: tl.constexpr,
     PRECISION: tl.constexpr,
+    ROWS: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_M: tl.constexpr,
-):
-    blocks = tl.cdiv(queries, BLOCK_N)
+    POLY: tl.constexpr,
+):  # fmt: skip
+    TILES: tl.constexpr = 4 if EXACT else 1
+    KEY_STRIDE: tl.constexpr = SLOTS * TILES
+    VALUE_STRIDE: tl.constexpr = VALUE_SLOTS * TILES
+    OWN_TILES: tl.constexpr = 2 if EXACT else 1
+    OWN_STRIDE: tl.constexpr = SLOTS * OWN_TILES
+    OWN_VALUE_STRIDE: tl.constexpr = VALUE_SLOTS * OWN_TILES
+    GROUPS: tl.constexpr = 3 if FOLD else 1
+    VALUE_GROUPS: tl.constexpr = 3 if EXACT else 1
+    padded_queries = tl.cdiv(queries, ROWS) * ROWS
+    padded = tl.cdiv(keys, ROWS) * ROWS
+    blocks = padded_queries // BLOCK_N
     i_batch = (tl.program_id(0) // blocks).to(tl.int64)
-    o_query = tl.program_id(0) % blocks * BLOCK_N + tl.arange(0, BLOCK_N)
+    first_query = tl.program_id(0) % blocks * BLOCK_N
+    o_query = first_query + tl.arange(0, BLOCK_N)
     m_query = o_query < queries
-    p_key += i_batch * keys * WIDTH
-    p_value += i_batch * keys * VALUE_WIDTH
-    o_values = i_batch * queries * VALUE_WIDTH
-    b_query = _rows(p_query + i_batch * queries * WIDTH, o_query, queries, WIDTH, PAD)
-    b_grad = _rows(p_grad_output + o_values, o_query, queries, VALUE_WIDTH, VALUE_PAD)
-    b_output = _rows(p_output + o_values, o_query, queries, VALUE_WIDTH, VALUE_PAD)
+    p_query += i_batch * query_stride_0
+    p_output += i_batch * output_stride_0
+    p_grad_output += i_batch * grad_stride_0
+    p_key += i_batch * padded * KEY_STRIDE
+    p_value += i_batch * padded * VALUE_STRIDE
+    p_query_slots += (i_batch * padded_queries + first_query) * OWN_STRIDE
+    p_grad_slots += (i_batch * padded_queries + first_query) * OWN_VALUE_STRIDE
+
+    o_column = tl.arange(0, VALUE_GROUP)
+    m_rows = m_query[:, None] & (o_column < VALUE_WIDTH)[None, :]
+    o_row = o_query.to(tl.int64)[:, None]
+    b_output = tl.load(p_output + o_row * output_stride_1 + o_column[None, :] * output_stride_2, mask=m_rows, other=0.0)
+    b_grad = tl.load(p_grad_output + o_row * grad_stride_1 + o_column[None, :] * grad_stride_2, mask=m_rows, other=0.0)
     b_delta = tl.sum(b_output.to(tl.float32) * b_grad.to(tl.float32), 1)
-    tl.store(p_delta + i_batch * queries + o_query, b_delta, mask=m_query)
     b_lse = tl.load(p_lse + i_batch * queries + o_query, mask=m_query, other=0.0)
-    b_sum = tl.zeros((BLOCK_N, PAD), tl.float32)
-    whole = keys // BLOCK_M * BLOCK_M
-    for first in range(0, whole, BLOCK_M):
-        b_sum = _gather_query_gradient(
-            b_query, b_grad, b_lse, b_delta, b_sum, p_key, p_value, first, keys,
-            WIDTH, VALUE_WIDTH, PRECISION, BLOCK_M, False,
-        )  # fmt: skip
-    if whole < keys:
-        b_sum = _gather_query_gradient(
-            b_query, b_grad, b_lse, b_delta, b_sum, p_key, p_value, whole, keys,
-            WIDTH, VALUE_WIDTH, PRECISION, BLOCK_M, True,
-        )  # fmt: skip
-    _store_rows(p_grad_query + i_batch * queries * WIDTH, b_sum, o_query, queries, WIDTH, PAD)
+
+    # The rows of this program as left sides, and for the gradients of the keys as right sides.
+    b_query = _load_slots(
+        p_query, o_query, queries, query_stride_1, query_stride_2,
+        WIDTH, GROUP, GROUPS, SLOTS, 0 if EXACT else 12, _LOG2_E, FOLD,
+    )  # fmt: skip
+    b_grad = _load_slots(
+        p_grad_output, o_query, queries, grad_stride_1, grad_stride_2,
+        VALUE_WIDTH, VALUE_GROUP, VALUE_GROUPS, VALUE_SLOTS, 0, 1.0, FOLD,
+    )  # fmt: skip
+    b_query_2, b_grad_2 = b_query, b_grad
+    if FOLD:
+        b_last = _last_slots(-b_lse, GROUP, GROUPS, SLOTS)
+        b_last_grad = _last_slots(-b_delta, VALUE_GROUP, VALUE_GROUPS, VALUE_SLOTS)
+        b_right, b_right_grad = b_query, b_grad
+        if EXACT:
+            b_right = _load_slots(
+                p_query, o_query, queries, query_stride_1, query_stride_2,
+                WIDTH, GROUP, GROUPS, SLOTS, 12, _LOG2_E, FOLD,
+            )  # fmt: skip
+            b_right_grad = _load_slots(
+                p_grad_output, o_query, queries, grad_stride_1, grad_stride_2,
+                VALUE_WIDTH, VALUE_GROUP, VALUE_GROUPS, VALUE_SLOTS, 12, 1.0, FOLD,
+            )  # fmt: skip
+            b_right_2 = _load_slots(
+                p_query, o_query, queries, query_stride_1, query_stride_2,
+                WIDTH, GROUP, GROUPS, SLOTS, 10, _LOG2_E, FOLD,
+            )  # fmt: skip
+            _store_slots(p_query_slots + SLOTS, b_right_2, SLOTS, OWN_STRIDE)
+            b_right_2 = _load_slots(
+                p_grad_output, o_query, queries, grad_stride_1, grad_stride_2,
+                VALUE_WIDTH, VALUE_GROUP, VALUE_GROUPS, VALUE_SLOTS, 10, 1.0, FOLD,
+            )  # fmt: skip
+            _store_slots(p_grad_slots + VALUE_SLOTS, b_right_2, VALUE_SLOTS, OWN_VALUE_STRIDE)
+            b_query_2 = _load_slots(
+                p_query, o_query, queries, query_stride_1, query_stride_2,
+                WIDTH, GROUP, GROUPS, SLOTS, 112, _LOG2_E, FOLD,
+            )  # fmt: skip
+            b_grad_2 = _load_slots(
+                p_grad_output, o_query, queries, grad_stride_1, grad_stride_2,
+                VALUE_WIDTH, VALUE_GROUP, VALUE_GROUPS, VALUE_SLOTS, 112, 1.0, FOLD,
+            )  # fmt: skip
+        _store_slots(p_query_slots, b_right + b_last, SLOTS, OWN_STRIDE)
+        _store_slots(p_grad_slots, b_right_grad + b_last_grad, VALUE_SLOTS, OWN_VALUE_STRIDE)
+        b_query += b_last
+        b_grad += b_last_grad
+    else:
+        _store_slots(p_query_slots, b_query, SLOTS, OWN_STRIDE)
+        _store_slots(p_grad_slots, b_grad, VALUE_SLOTS, OWN_VALUE_STRIDE)
+        tl.store(p_delta + i_batch * padded_queries + o_query, b_delta)
+    b_query = b_query.to(p_key.dtype.element_ty)
+    b_grad = b_grad.to(p_value.dtype.element_ty)
+    b_query_2 = b_query_2.to(p_key.dtype.element_ty)
+    b_grad_2 = b_grad_2.to(p_value.dtype.element_ty)
+
+    b_sum = tl.zeros((BLOCK_N, SLOTS), tl.float32)
+    for _ in range(0, padded, BLOCK_M):
+        b_key = _stored_slots(p_key, BLOCK_M, SLOTS, KEY_STRIDE)
+        b_value = _stored_slots(p_value, BLOCK_M, VALUE_SLOTS, VALUE_STRIDE)
+        b_score = _scores(b_query, b_query_2, b_lse, p_key, b_key, SLOTS, KEY_STRIDE, FOLD, EXACT, PRECISION)
+        b_slope = _product(b_grad, b_grad_2, p_value, b_value, VALUE_SLOTS, VALUE_STRIDE, EXACT, PRECISION)
+        if not FOLD:
+            b_slope -= b_delta[:, None]
+        b_slope *= _exp2(b_score, POLY)
+        b_sum = _add_product(b_slope, b_key, b_sum, EXACT, PRECISION)
+        p_key += BLOCK_M * KEY_STRIDE
+        p_value += BLOCK_M * VALUE_STRIDE
+    b_sum = _sum_groups(b_sum, GROUP, 3 if EXACT else 1)
+    _store_rows(p_grad_query + i_batch * queries * WIDTH, b_sum, o_query, queries, WIDTH)
 
 
 @autotune(_KEY_BLOCKS, _family, _TUNED_BY)
 @triton.jit(do_not_specialize=["size"])
 def _key_gradient_kernel(
-    p_query,  # (B, N, WIDTH)
-    p_key,  # (B, M, WIDTH)
-    p_value,  # (B, M, VALUE_WIDTH)
+    p_key,  # (B, padded keys, KEY_TILES * SLOTS), see _prepare_kernel
+    p_value,  # (B, padded keys, KEY_TILES * VALUE_SLOTS)
+    p_query,  # (B, padded queries, TILES * SLOTS)
+    p_grad,  # (B, padded queries, TILES * VALUE_SLOTS)
     p_lse,  # (B, N) float32
-    p_delta,  # (B, N) float32
-    p_grad_output,  # (B, N, VALUE_WIDTH)
+    p_delta,  # (B, padded queries) float32
     p_grad_key,  # out (B, M, WIDTH)
     p_grad_value,  # out (B, M, VALUE_WIDTH)
     queries,
@@ -218,55 +573,121 @@ def _key_gradient_kernel(
     size,
     WIDTH: tl.constexpr,
     VALUE_WIDTH: tl.constexpr,
-    PAD: tl.constexpr,
-    VALUE_PAD: tl.constexpr,
+    GROUP: tl.constexpr,
+    VALUE_GROUP: tl.constexpr,
+    SLOTS: tl.constexpr,
+    VALUE_SLOTS: tl.constexpr,
+    FOLD: tl.constexpr,
+    EXACT: tl.constexpr,
     PRECISION: tl.constexpr,
+    ROWS: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_M: tl.constexpr,
-):
+    POLY: tl.constexpr,
+):  # fmt: skip
+    TILES: tl.constexpr = 2 if EXACT else 1
+    QUERY_STRIDE: tl.constexpr = SLOTS * TILES
+    GRAD_STRIDE: tl.constexpr = VALUE_SLOTS * TILES
+    VALUE_GROUPS: tl.constexpr = 3 if EXACT else 1
+    padded = tl.cdiv(queries, ROWS) * ROWS
     blocks = tl.cdiv(keys, BLOCK_M)
     i_batch = (tl.program_id(0) // blocks).to(tl.int64)
     o_key = tl.program_id(0) % blocks * BLOCK_M + tl.arange(0, BLOCK_M)
-    p_query += i_batch * queries * WIDTH
-    p_grad_output += i_batch * queries * VALUE_WIDTH
+    p_query += i_batch * padded * QUERY_STRIDE
+    p_grad += i_batch * padded * GRAD_STRIDE
     p_lse += i_batch * queries
-    p_delta += i_batch * queries
-    b_key = _rows(p_key + i_batch * keys * WIDTH, o_key, keys, WIDTH, PAD)
-    b_value = _rows(p_value + i_batch * keys * VALUE_WIDTH, o_key, keys, VALUE_WIDTH, VALUE_PAD)
-    b_grad_key = tl.zeros((BLOCK_M, PAD), tl.float32)
-    b_grad_value = tl.zeros((BLOCK_M, VALUE_PAD), tl.float32)
-    for first in range(0, queries, BLOCK_N):
+    p_delta += i_batch * padded
+
+    KEY_TILES: tl.constexpr = 4 if EXACT else 1
+    first_key = i_batch * (tl.cdiv(keys, ROWS) * ROWS) + tl.program_id(0) % blocks * BLOCK_M
+    p_key += first_key * SLOTS * KEY_TILES
+    p_value += first_key * VALUE_SLOTS * KEY_TILES
+    LEFT: tl.constexpr = 2 if EXACT else 0  # the first of the tiles for left sides
+    b_key = _stored_slots(p_key + LEFT * SLOTS, BLOCK_M, SLOTS, SLOTS * KEY_TILES)
+    b_value = _stored_slots(p_value + LEFT * VALUE_SLOTS, BLOCK_M, VALUE_SLOTS, VALUE_SLOTS * KEY_TILES)
+    b_key_2, b_value_2 = b_key, b_value
+    if EXACT:
+        b_key_2 = _stored_slots(p_key + 3 * SLOTS, BLOCK_M, SLOTS, SLOTS * KEY_TILES)
+        b_value_2 = _stored_slots(p_value + 3 * VALUE_SLOTS, BLOCK_M, VALUE_SLOTS, VALUE_SLOTS * KEY_TILES)
+
+    b_grad_key = tl.zeros((BLOCK_M, SLOTS), tl.float32)
+    b_grad_value = tl.zeros((BLOCK_M, VALUE_SLOTS), tl.float32)
+    for first in range(0, padded, BLOCK_N):
+        b_query = _stored_slots(p_query, BLOCK_N, SLOTS, QUERY_STRIDE)
+        b_grad = _stored_slots(p_grad, BLOCK_N, VALUE_SLOTS, GRAD_STRIDE)
+        b_weight = _product(b_key, b_key_2, p_query, b_query, SLOTS, QUERY_STRIDE, EXACT, PRECISION)
         o_query = first + tl.arange(0, BLOCK_N)
-        m_query = o_query < queries
-        b_query = _rows(p_query, o_query, queries, WIDTH, PAD)
-        b_grad = _rows(p_grad_output, o_query, queries, VALUE_WIDTH, VALUE_PAD)
-        b_lse = tl.load(p_lse + o_query, mask=m_query, other=0.0)  # beyond the last query gradients are 0
-        b_delta = tl.load(p_delta + o_query, mask=m_query, other=0.0)
-        b_logit = tl.dot(b_key, tl.trans(b_query), input_precision=PRECISION)
-        b_weight = tl.exp2(b_logit * _LOG2_E - b_lse[None, :])
-        b_grad_value = tl.dot(b_weight.to(b_grad.dtype), b_grad, b_grad_value, input_precision=PRECISION)
-        b_slope = tl.dot(b_value, tl.trans(b_grad), input_precision=PRECISION)
-        b_slope = b_weight * (b_slope - b_delta[None, :])
-        b_grad_key = tl.dot(b_slope.to(b_query.dtype), b_query, b_grad_key, input_precision=PRECISION)
-    _store_rows(p_grad_key + i_batch * keys * WIDTH, b_grad_key, o_key, keys, WIDTH, PAD)
-    _store_rows(p_grad_value + i_batch * keys * VALUE_WIDTH, b_grad_value, o_key, keys, VALUE_WIDTH, VALUE_PAD)
+        if not FOLD:
+            b_lse = tl.load(p_lse + o_query, mask=o_query < queries, other=0.0)  # beyond them gradients are 0
+            b_weight = b_weight * _LOG2_E - b_lse[None, :]
+        b_weight = _exp2(b_weight, POLY)
+        b_grad_value = _add_product(b_weight, b_grad, b_grad_value, EXACT, PRECISION)
+        b_slope = _product(b_value, b_value_2, p_grad, b_grad, VALUE_SLOTS, GRAD_STRIDE, EXACT, PRECISION)
+        if not FOLD:
+            b_slope -= tl.load(p_delta + o_query)[None, :]
+        b_grad_key = _add_product(b_weight * b_slope, b_query, b_grad_key, EXACT, PRECISION)
+        p_query += BLOCK_N * QUERY_STRIDE
+        p_grad += BLOCK_N * GRAD_STRIDE
+    if FOLD:
+        b_grad_key = _sum_groups(b_grad_key, GROUP, 3) * _LN_2
+    b_grad_value = _sum_groups(b_grad_value, VALUE_GROUP, VALUE_GROUPS)
+    _store_rows(p_grad_key + i_batch * keys * WIDTH, b_grad_key, o_key, keys, WIDTH)
+    _store_rows(p_grad_value + i_batch * keys * VALUE_WIDTH, b_grad_value, o_key, keys, VALUE_WIDTH)
 
 
-def _pad(width: int) -> int:
-    return max(16, triton.next_power_of_2(width))
+class _Plan(NamedTuple):
+    """Shapes of the rows of slots, in the order of the kernels' arguments."""
+
+    width: int
+    value_width: int
+    group: int
+    value_group: int
+    slots: int
+    value_slots: int
+    fold: bool
+    exact: bool
+
+
+def _plan(width: int, value_width: int, dtype: torch.dtype) -> _Plan:
+    fold = max(width, value_width) <= 16
+    exact = fold and dtype != torch.bfloat16
+    group, value_group = (max(4 if fold else 16, triton.next_power_of_2(n)) for n in (width, value_width))
+    slots = 4 * group if fold else group
+    value_slots = 4 * value_group if exact else max(16, 2 * value_group)
+    return _Plan(width, value_width, group, value_group, slots, value_slots, fold, exact)
 
 
 def _precision(dtype: torch.dtype) -> str:
     return "tf32x3" if dtype == torch.float32 else "tf32"
 
 
-def _size(queries: int, keys: int) -> int:
+def _size(batch: int, queries: int, keys: int, tensor: Tensor) -> int:
     """Problems of about one size share their tuning."""
-    return (queries * keys).bit_length() // 2
+    return (queries * keys).bit_length() // 2 * 4 + programs_bucket(batch * triton.cdiv(queries, _ROWS), tensor)
+
+
+def _slots(plan: _Plan, like: Tensor, rows: int, tiles: int) -> tuple[Tensor, Tensor]:
+    """Memory for the slots of ``rows`` rows of each entry of the batch, the wide and those for values."""
+    dtype = torch.bfloat16 if plan.fold else like.dtype
+    shape = (like.shape[0], triton.cdiv(rows, _ROWS) * _ROWS)
+    return (
+        like.new_empty((*shape, tiles * plan.slots), dtype=dtype),
+        like.new_empty((*shape, tiles * plan.value_slots), dtype=dtype),
+    )
+
+
+def _prepare(plan: _Plan, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """Slots of keys and values."""
+    batch, keys, _ = key.shape
+    slots = _slots(plan, key, keys, 4 if plan.exact else 1)
+    _prepare_kernel[(batch * triton.cdiv(keys, _ROWS),)](
+        key, value, *slots, keys, *key.stride(), *value.stride(), *plan, _ROWS
+    )
+    return slots
 
 
 def pooled_attention_forward(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-    """softmax(query key^T) value, unscaled.
+    """softmax(query key^T) value, unscaled. Strides are free: no operand is copied.
 
     Args:
         query: (B, N, d), float32, bfloat16 or float16; d and dv at most ``MAX_WIDTH``.
@@ -282,11 +703,12 @@ def pooled_attention_forward(query: Tensor, key: Tensor, value: Tensor) -> tuple
     lse = query.new_empty((batch, queries), dtype=torch.float32)
     if output.numel() == 0 or width == 0:
         return output, lse
+    plan = _plan(width, value_width, query.dtype)
     with on_device_of(query):
+        slots = _prepare(plan, key, value)
         _forward_kernel[lambda meta: (batch * triton.cdiv(queries, meta["BLOCK_N"]),)](
-            query.contiguous(), key.contiguous(), value.contiguous(), output, lse,
-            queries, keys, _size(queries, keys), width, value_width, _pad(width), _pad(value_width + 1),
-            _precision(query.dtype),
+            query, *slots, output, lse, queries, keys, _size(batch, queries, keys, query), *query.stride(),
+            *plan, _precision(query.dtype), _ROWS,
         )  # fmt: skip
     return output, lse
 
@@ -296,18 +718,22 @@ def pooled_attention_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of query, key and value, given that of the output; ``lse`` is the second result of the forward pass."""
     (batch, queries, width), (_, keys, value_width) = query.shape, value.shape
-    query, key, value, grad_output = (tensor.contiguous() for tensor in (query, key, value, grad_output))
+    grads = query.new_empty(query.shape), key.new_empty(key.shape), value.new_empty(value.shape)
     if grad_output.numel() == 0:
-        return torch.zeros_like(query), torch.zeros_like(key), torch.zeros_like(value)
-    grads = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
-    delta = torch.empty_like(lse)
-    sizes = (queries, keys, _size(queries, keys), width, value_width, _pad(width), _pad(value_width))
-    precision = _precision(query.dtype)
+        return grads[0].zero_(), grads[1].zero_(), grads[2].zero_()
+    plan = _plan(width, value_width, query.dtype)
+    padded = triton.cdiv(queries, _ROWS) * _ROWS
+    delta = lse if plan.fold else lse.new_empty((batch, padded))
+    shared = (*plan, _precision(query.dtype), _ROWS)
+    sizes = (queries, keys, _size(batch, queries, keys, query))
     with on_device_of(query):
-        _query_gradient_kernel[lambda meta: (batch * triton.cdiv(queries, meta["BLOCK_N"]),)](
-            query, key, value, output.contiguous(), lse, grad_output, grads[0], delta, *sizes, precision
-        )
+        key_slots, value_slots = _prepare(plan, key, value)
+        query_slots, grad_slots = _slots(plan, query, queries, 2 if plan.exact else 1)
+        _query_gradient_kernel[lambda meta: (batch * padded // meta["BLOCK_N"],)](
+            query, key_slots, value_slots, output, lse, grad_output, grads[0], query_slots, grad_slots, delta,
+            *sizes, *query.stride(), *output.stride(), *grad_output.stride(), *shared,
+        )  # fmt: skip
         _key_gradient_kernel[lambda meta: (batch * triton.cdiv(keys, meta["BLOCK_M"]),)](
-            query, key, value, lse, delta, grad_output, grads[1], grads[2], *sizes, precision
-        )
+            key_slots, value_slots, query_slots, grad_slots, lse, delta, grads[1], grads[2], *sizes, *shared
+        )  # fmt: skip
     return grads

@@ -10,6 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from fastinpaint.reference.canny import gaussian_weights
+
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 SOURCES = ("cuda_on_cpu.cpp", "canny_on_cpu.cpp")
@@ -28,7 +30,8 @@ class CannyCall(ctypes.Structure):
         ("dtype", ctypes.c_int64),
         ("mask", ctypes.c_void_p),
         ("mask_strides", ctypes.c_int64 * 3),
-        ("sigma", ctypes.c_double),
+        ("weights", ctypes.c_void_p),
+        ("weight_count", ctypes.c_int64),
         ("low", ctypes.c_double),
         ("high", ctypes.c_double),
         ("map_count", ctypes.c_int64),
@@ -54,16 +57,27 @@ def build(out: Path, *flags: str, kernels: Path = ROOT / "csrc" / "cuda") -> sub
 
 
 def describe(
-    image: Tensor, sizes: Sequence[tuple[int, int]], *, sigma: float, low: float, high: float, mask: Tensor | None
+    image: Tensor,
+    sizes: Sequence[tuple[int, int]],
+    *,
+    weights: Sequence[float],
+    low: float,
+    high: float,
+    mask: Tensor | None,
 ) -> CannyCall:
-    """A call without its maps."""
-    call = CannyCall(sigma=sigma, low=low, high=high, resident=1, map_count=len(sizes))
+    """A call without its maps, and without the place of its weights."""
+    call = CannyCall(weight_count=len(weights), low=low, high=high, resident=1, map_count=len(sizes))
     call.image, call.dtype = image.data_ptr(), DTYPES.index(image.dtype)
     call.shape, call.strides = _Sides(*image.shape), _Sides(*image.stride())
     if mask is not None:
         call.mask = mask.data_ptr()
         call.mask_strides = (ctypes.c_int64 * 3)(mask.stride(0) if len(mask) > 1 else 0, *mask.stride()[2:])
     return call
+
+
+def canny_weights(sigma: float, sizes: Sequence[tuple[int, int]]) -> tuple[float, ...]:
+    """The weights that reach across maps of these sizes."""
+    return gaussian_weights(sigma, max(map(max, sizes), default=1))
 
 
 class CannyOnCpu:
@@ -87,7 +101,9 @@ class CannyOnCpu:
         resident: int = 2,
     ) -> list[Tensor]:
         """Edge maps of the given sizes; with a seed, threads give way at random."""
-        call = describe(image, sizes, sigma=sigma, low=low_threshold, high=high_threshold, mask=mask)
+        weights = canny_weights(sigma, sizes)
+        call = describe(image, sizes, weights=weights, low=low_threshold, high=high_threshold, mask=mask)
+        call.weights = ctypes.cast((ctypes.c_double * len(weights))(*weights), ctypes.c_void_p)
         # Misaligned on purpose now and then, and never zero before.
         maps = [torch.full((len(image), 1, *size), 77, dtype=torch.uint8) for size in sizes]
         flat = [side for size in sizes for side in size]

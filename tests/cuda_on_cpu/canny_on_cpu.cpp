@@ -25,6 +25,12 @@ class Launcher {
     ++launches;
   }
 
+  template <class... Parameters, class... Arguments>
+  void launch_early(void (*kernel)(Parameters...), unsigned blocks, int shared_bytes,
+                    const Arguments&... arguments) const {
+    launch(kernel, blocks, shared_bytes, arguments...);
+  }
+
   mutable int launches = 0;
 
  private:
@@ -42,7 +48,9 @@ struct CannyCall {
   int64_t dtype;  // 0: float32, 1: float16, 2: bfloat16
   const unsigned char* mask;
   int64_t mask_strides[3];
-  double sigma, low, high;
+  const double* weights;  // (weight_count,)
+  int64_t weight_count;
+  double low, high;
   int64_t map_count;
   const int64_t* sizes;    // (map_count, 2)
   unsigned char** maps;    // (map_count,)
@@ -67,7 +75,8 @@ extern "C" const char* canny_on_cpu(CannyCall* call) {
     std::vector<CannyTarget> targets;
     for (int64_t i = 0; i < call->map_count; ++i)
       targets.push_back({call->sizes[2 * i], call->sizes[2 * i + 1], call->maps[i]});
-    const CannyLaunch launch(job, call->shape[0], targets, call->sigma);
+    const CannyLaunch launch(job, call->shape[0], targets,
+                             {call->weights, call->weights + call->weight_count});
     const Launcher launcher({unsigned(call->seed), int(call->resident)});
     constexpr int kCanary = 256;
     const int64_t bytes = launch.workspace_bytes();
@@ -85,17 +94,20 @@ extern "C" const char* canny_on_cpu(CannyCall* call) {
   return nullptr;
 }
 
-// canny_on_cpu CALL: the file holds a CannyCall, the sizes, the image and the mask; the maps go to CALL.out.
+// canny_on_cpu CALL: the file holds a CannyCall, the sizes, the weights, the image and the mask; the maps go
+// to CALL.out.
 int main(int count, char** arguments) {
   const std::string path = count > 1 ? arguments[1] : "";
   std::FILE* file = std::fopen(path.c_str(), "rb");
   CannyCall call{};
   if (!file || std::fread(&call, sizeof(call), 1, file) != 1) return 2;
   std::vector<int64_t> sizes(2 * call.map_count);
+  std::vector<double> weights(call.weight_count);
   const int64_t pixels = call.shape[0] * call.shape[2] * call.shape[3];
   std::vector<char> image(pixels * call.shape[1] * (call.dtype == 0 ? 4 : 2));
   std::vector<unsigned char> mask(call.mask ? pixels : 0);
   if (std::fread(sizes.data(), sizeof(int64_t), sizes.size(), file) != sizes.size()) return 2;
+  if (std::fread(weights.data(), sizeof(double), weights.size(), file) != weights.size()) return 2;
   if (std::fread(image.data(), 1, image.size(), file) != image.size()) return 2;
   if (std::fread(mask.data(), 1, mask.size(), file) != mask.size()) return 2;
   std::fclose(file);
@@ -108,6 +120,7 @@ int main(int count, char** arguments) {
   call.image = image.data();
   call.mask = call.mask ? mask.data() : nullptr;
   call.sizes = sizes.data();
+  call.weights = weights.data();
   call.maps = pointers.data();
   if (const char* what = canny_on_cpu(&call)) {
     std::fprintf(stderr, "%s\n", what);

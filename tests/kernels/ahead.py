@@ -102,6 +102,8 @@ def _pooled_attention() -> Iterator[tuple[str, Callable[[], object]]]:
     from fastinpaint_kernels import pooled_attention as kernels
 
     for dtype, width in (
+        (torch.bfloat16, 4),
+        (torch.float32, 4),
         (torch.bfloat16, 8),
         (torch.bfloat16, 16),
         (torch.bfloat16, 32),
@@ -123,13 +125,52 @@ def _patch_attention() -> Iterator[tuple[str, Callable[[], object]]]:
     from fastinpaint_kernels import patch_attention as kernels
 
     for dtype in (torch.float32, torch.bfloat16):
-        features = torch.zeros(1, 64, 16, 16, dtype=dtype)
+        for shape, size in (((1, 64, 16, 16), 3), ((1, 1, 128, 128), 1)):  # the second for its 4096 keys
+            features = torch.zeros(shape, dtype=dtype)
+
+            def run(features=features, size=size):
+                output, lse = kernels.patch_attention_forward(features, size, 2, 10.0, False)
+                kernels.patch_attention_backward(output, features, lse, size, 2, 10.0, False)
+
+            yield f"{str(dtype).removeprefix('torch.')} {' x '.join(map(str, shape))}", run
+
+    for dtype, channels, side in ((torch.bfloat16, 64, 16), (torch.float16, 64, 16), (torch.bfloat16, 32, 15)):
+        if driver.active.capability != 90:
+            continue
+        features = torch.zeros(2, channels, side, side, dtype=dtype)
 
         def run(features=features):
-            output, lse = kernels.patch_attention_forward(features, 3, 2, 10.0, False)
-            kernels.patch_attention_backward(output, features, lse, 3, 2, 10.0, False)
+            kernels.patch_attention_forward(features, 3, 2, 10.0, False, path="flash")
 
-        yield str(dtype).removeprefix("torch."), run
+        yield f"flash, {str(dtype).removeprefix('torch.')} {channels} x {side} x {side}", run
+
+
+def _instance_norm() -> Iterator[tuple[str, Callable[[], object]]]:
+    from fastinpaint_kernels import instance_norm as kernels
+
+    last, planes = torch.channels_last, torch.contiguous_format
+    for name, dtype, layout, padding, kind in (
+        ("bfloat16 channels-last relu", torch.bfloat16, last, 0, "relu"),
+        ("bfloat16 channels-last relu, padding 1", torch.bfloat16, last, 1, "relu"),
+        ("bfloat16 channels-last residual, padding 2", torch.bfloat16, last, 2, "residual"),
+        ("bfloat16 channels-last residual scale relu, padding 2", torch.bfloat16, last, 2, "residual scale relu"),
+        ("float32 channels-last residual relu, padding 2", torch.float32, last, 2, "residual relu"),
+        ("float32 contiguous relu, padding 1", torch.float32, planes, 1, "relu"),
+        ("bfloat16 contiguous relu", torch.bfloat16, planes, 0, "relu"),
+        ("float16 contiguous residual scale relu, padding 2", torch.float16, planes, 2, "residual scale relu"),
+    ):
+        x = torch.empty(16, 64, 64, 64, dtype=dtype).to(memory_format=layout)
+        weight = torch.empty(64)
+        residual = torch.empty(16, 64, 68, 68, dtype=dtype).to(memory_format=layout)[:, :, 2:-2, 2:-2]
+        residual, scale = residual if "residual" in kind else None, weight[:1] if "scale" in kind else None
+        relu = "relu" in kind
+
+        def run(x=x, weight=weight, residual=residual, scale=scale, relu=relu, padding=padding):
+            output, *kept = kernels.instance_norm_forward(x, weight, weight, residual, scale, 1e-6, relu, padding)
+            wanted = residual is not None and padding > 0
+            kernels.instance_norm_backward(output, x, *kept, weight, weight, residual, scale, relu, padding, wanted)
+
+        yield name, run
 
 
 CASES = {
@@ -138,6 +179,7 @@ CASES = {
     "edge_priority": _edge_priority,
     "pooled_attention": _pooled_attention,
     "patch_attention": _patch_attention,
+    "instance_norm": _instance_norm,
 }
 
 
@@ -149,7 +191,7 @@ def compile_all(capabilities: list[int]) -> Table:
 
     def compile_only(self, *args, grid, warmup, **kwargs):
         kernel = launch(self, *args, grid=grid, warmup=True, **kwargs)
-        sizes = {k: v for k, v in kwargs.items() if k.startswith("BLOCK") or k in ("num_warps", "num_stages")}
+        sizes = {k: v for k, v in kwargs.items() if k.startswith("BLOCK") or k in ("POLY", "num_warps", "num_stages")}
         chosen = " ".join(f"{name}={value}" for name, value in sorted(sizes.items()))
         table[f"{where} / {self.__name__} / {chosen} / sm_{driver.active.capability}"] = _resources(kernel)
 

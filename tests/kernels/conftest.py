@@ -54,5 +54,20 @@ if INTERPRETING:
         _patch_tensor(tensor, scope)
         scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
 
+    _load = interpreter.InterpreterBuilder.create_masked_load
+    _store = interpreter.InterpreterBuilder.create_masked_store
+
+    def _boolean(mask):
+        """A mask that joins a block and a scalar is int32 in the interpreter, which Triton 3.9's accesses refuse."""
+        return interpreter.TensorHandle(mask.data.astype(bool), interpreter.tl.int1)
+
+    def _masked_load(self, ptrs, mask, *rest, **options):
+        return _load(self, ptrs, _boolean(mask), *rest, **options)
+
+    def _masked_store(self, ptrs, value, mask, *rest, **options):
+        return _store(self, ptrs, value, _boolean(mask), *rest, **options)
+
+    interpreter.InterpreterBuilder.create_masked_load = _masked_load
+    interpreter.InterpreterBuilder.create_masked_store = _masked_store
     interpreter.InterpreterBuilder.create_dot = _dot_of_bfloat16
     interpreter._patch_lang_tensor = _patch_index

@@ -1,0 +1,207 @@
+"""Instance norm with residual, ReLU and the reflect padding of the next convolution in one operator."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastinpaint.ops import _backend, _checks
+from fastinpaint.reference import instance_norm as reference
+
+_OP = "instance_norm"
+
+
+def instance_norm(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float = 1e-6,
+    *,
+    residual: Tensor | None = None,
+    scale: Tensor | None = None,
+    relu: bool = False,
+    padding: int = 0,
+    backend: str = "auto",
+) -> Tensor:
+    """Normalise every channel of every image, then add, activate and pad.
+
+    n = weight * (x - mean) / sqrt(variance + eps) + bias with the biased variance, as ``torch.nn.InstanceNorm2d``.
+    The result is relu(n + residual), or with ``scale`` residual + scale * relu(n); either without the ReLU unless
+    ``relu``. It is reflected at its border. Statistics are float32 for half-precision maps, also under autocast.
+
+    Args:
+        x: (B, C, H, W) floating point, H W at least 2. Channels-last and contiguous maps keep their layout.
+        weight: (C), any floating dtype, or None for 1.
+        bias: (C), any floating dtype, or None for 0.
+        eps: Added to the variance.
+        residual: (B, C, H, W), any floating dtype; may be the interior view of a padded map.
+        scale: One element, any floating dtype.
+        relu: Whether negative values become 0.
+        padding: Reflect padding of the result in pixels, less than H and W.
+        backend: ``"auto"``, ``"triton"`` (GPU; any dtype but float64; no second derivatives) or ``"reference"``.
+
+    Returns:
+        (B, C, H + 2 padding, W + 2 padding) in the dtype of ``x``.
+
+    Raises:
+        TypeError: A tensor of the wrong type.
+        ValueError: Shapes that do not fit, different devices, or a backend that cannot serve.
+    """
+    _check(x, weight, bias, residual, scale, padding)
+    gap = _triton_gap(x, weight, bias, residual, scale, padding)
+    order = ("triton", "reference") if x.device.type == "cuda" else ("reference", "triton")
+    gaps = {"triton": gap, "reference": None}
+    if _backend.select(_OP, backend, {name: gaps[name] for name in order}) == "triton":
+        run = torch.ops.fastinpaint_triton.instance_norm
+        return run(x, weight, bias, residual, scale, float(eps), relu, padding)[0]
+    affine_dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    weight, bias = (None if t is None else t.to(affine_dtype) for t in (weight, bias))
+    residual, scale = (None if t is None else t.to(x.dtype) for t in (residual, scale))
+    with torch.autocast(x.device.type, enabled=False):
+        return reference.instance_norm(x, weight, bias, eps, residual, scale, relu, padding)
+
+
+def _triton_gap(x: Tensor, *rest: Any) -> str | None:
+    *tensors, padding = rest
+    channels, height, width = x.shape[1:]
+    if channels * (height + 2 * padding) * (width + 2 * padding) >= 2**31:
+        return f"it takes fewer than 2**31 elements for each image of the result, got {tuple(x.shape)}"
+    return _backend.triton_reason(x, *(tensor for tensor in tensors if tensor is not None))
+
+
+def _check(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    scale: Tensor | None,
+    padding: int,
+) -> None:
+    _checks.check_tensor(_OP, "x", x, "(B, C, H, W)")
+    batch, channels, height, width = x.shape
+    if height * width < 2:
+        raise ValueError(f"{_OP}: x must hold at least 2 pixels in each channel, got {tuple(x.shape)}")
+    if not 0 <= padding < min(height, width):
+        raise ValueError(
+            f"{_OP}: padding must be at least 0 and less than height and width, got {padding}, {tuple(x.shape)}"
+        )
+    tensors = {"x": x}
+    for name, tensor, layout in (
+        ("weight", weight, f"({channels})"),
+        ("bias", bias, f"({channels})"),
+        ("residual", residual, f"({batch}, {channels}, {height}, {width})"),
+        ("scale", scale, "(1)"),
+    ):
+        if tensor is not None:
+            tensors[name] = _checks.check_tensor(_OP, name, tensor, layout)
+    _checks.check_same_device(_OP, **tensors)
+
+
+@torch.library.custom_op("fastinpaint_triton::instance_norm", mutates_args=())
+def _triton_forward(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    scale: Tensor | None,
+    eps: float,
+    relu: bool,
+    padding: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    from fastinpaint_kernels import instance_norm as kernels
+
+    return kernels.instance_norm_forward(x, weight, bias, residual, scale, eps, relu, padding)
+
+
+@torch.library.custom_op("fastinpaint_triton::instance_norm_backward", mutates_args=())
+def _triton_backward(
+    grad: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    scale: Tensor | None,
+    relu: bool,
+    padding: int,
+    residual_gradient: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    from fastinpaint_kernels import instance_norm as kernels
+
+    return kernels.instance_norm_backward(
+        grad, x, mean, rstd, weight, bias, residual, scale, relu, padding, residual_gradient
+    )
+
+
+def _empty(x: Tensor, padding: int = 0, dtype: torch.dtype | None = None) -> Tensor:
+    """A dense map in the layout of ``x``, as the kernels' launchers allocate it."""
+    batch, channels, height, width = x.shape
+    last = x.stride(1) == 1 and not x.is_contiguous()
+    return torch.empty(
+        (batch, channels, height + 2 * padding, width + 2 * padding),
+        dtype=dtype or x.dtype,
+        device=x.device,
+        memory_format=torch.channels_last if last else torch.contiguous_format,
+    )
+
+
+@torch.library.register_fake("fastinpaint_triton::instance_norm")
+def _fake(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    scale: Tensor | None,
+    eps: float,
+    relu: bool,
+    padding: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    statistics = [x.new_empty(x.shape[:2], dtype=torch.float32) for _ in range(2)]
+    return _empty(x, padding), statistics[0], statistics[1]
+
+
+@torch.library.register_fake("fastinpaint_triton::instance_norm_backward")
+def _backward_fake(
+    grad: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    scale: Tensor | None,
+    relu: bool,
+    padding: int,
+    residual_gradient: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    grad_residual = _empty(x, dtype=grad.dtype) if residual_gradient else grad.new_empty((0,))
+    return _empty(x), x.new_empty((3, x.shape[1]), dtype=torch.float32), grad_residual
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    x, weight, bias, residual, scale, _, relu, padding = inputs
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.relu, ctx.padding = relu, padding
+    ctx.residual_dtype = None if residual is None else residual.dtype
+    seen = residual if relu and scale is None else None  # what the ReLU's mask depends on
+    ctx.save_for_backward(x, *output[1:], weight, bias, seen, scale)
+
+
+def _run_backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Any, ...]:
+    weight, bias, _, scale = ctx.saved_tensors[3:]
+    grad_residual = None
+    wanted = ctx.needs_input_grad[3]
+    same = ctx.padding == 0 and (not ctx.relu or scale is not None)  # then the residual's gradient is the result's
+    run = torch.ops.fastinpaint_triton.instance_norm_backward
+    grad_x, sums, written = run(grad, *ctx.saved_tensors, ctx.relu, ctx.padding, wanted and not same)
+    if wanted:
+        grad_residual = (grad if same else written).to(ctx.residual_dtype)
+    grad_weight = sums[1].to(weight.dtype) if weight is not None and ctx.needs_input_grad[1] else None
+    grad_bias = sums[0].to(bias.dtype) if bias is not None and ctx.needs_input_grad[2] else None
+    grad_scale = sums[2].sum(0, keepdim=True).to(scale.dtype) if scale is not None and ctx.needs_input_grad[4] else None
+    return grad_x, grad_weight, grad_bias, grad_residual, grad_scale, None, None, None
+
+
+torch.library.register_autograd("fastinpaint_triton::instance_norm", _run_backward, setup_context=_setup)
+torch.library.register_autograd("fastinpaint_triton::instance_norm_backward", _backend.no_second_derivative(_OP))

@@ -1,0 +1,52 @@
+"""Weights to start a run from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import Tensor
+
+from fastinpaint.checkpoint.files import PathLike, load_safetensors
+from fastinpaint.checkpoint.training_state import load_training_state, training_states
+from fastinpaint.models.pretrained import WEIGHTS
+
+NETWORKS = ("generator", "discriminator", "average")
+COMPACT = "weights.safetensors"
+
+
+def initial_weights(source: PathLike) -> dict[str, dict[str, Tensor]]:
+    """Read weights by network: ``generator`` and, where there are some, ``discriminator`` and ``average``.
+
+    Args:
+        source: The folder of a run (its newest checkpoint), of an export (``weights.safetensors``, and its
+            ``model.safetensors`` as the average) or of a model (``model.safetensors``), or one of those files.
+
+    Raises:
+        FileNotFoundError: There is nothing of the kind.
+        ValueError: A damaged file, or one without a generator.
+    """
+    path = Path(source)
+    if path.is_dir():
+        if (path / COMPACT).is_file() and (path / WEIGHTS).is_file():
+            return {**initial_weights(path / COMPACT), "average": load_safetensors(path / WEIGHTS)}
+        candidates = [*training_states(path / "checkpoints")[-1:], *training_states(path)[-1:]]
+        candidates += [path / COMPACT, path / "model" / WEIGHTS, path / WEIGHTS]
+        found = next((file for file in candidates if file.is_file()), None)
+        if found is None:
+            raise FileNotFoundError(f"no checkpoint, {COMPACT} or {WEIGHTS} in {path}")
+        path = found
+    if path.suffix == ".pt":
+        state = load_training_state(path)
+        weights = {name: state[name] for name in NETWORKS if name in state}
+        weights.get("average", {}).pop("updates", None)
+    else:
+        weights = {}
+        tensors = load_safetensors(path)
+        for key, tensor in tensors.items():
+            name, _, rest = key.partition(".")
+            if name in NETWORKS:
+                weights.setdefault(name, {})[rest] = tensor
+        weights = weights or {"generator": tensors}
+    if "generator" not in weights:
+        raise ValueError(f"{path} holds no generator")
+    return weights
