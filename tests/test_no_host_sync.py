@@ -1,15 +1,15 @@
 """What a training step does between its kernels never waits for a GPU and can be captured into a CUDA graph.
 
-Tensors on the meta device stand in for those on a GPU: a mode below autograd sees every operator, and refuses those that
-copy between host and device, read a value on the host, or give a result whose size depends on values.
+Tensors on the meta device stand in for those on a GPU: a mode below autograd sees every operator, and refuses those
+that copy between host and device, read a value on the host, or give a result whose size depends on values.
 """
 
 from contextlib import nullcontext
 
 import pytest
 import torch
-from torch.utils._pytree import tree_leaves
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import fastinpaint as fi
 from fastinpaint.inference.prepare import blind_input, mirror_pad
@@ -88,7 +88,7 @@ def _picture(device, batch=2, height=24, width=40):
 )
 def test_a_wait_is_seen(wait, device):
     image, _ = _picture(device)
-    with NoHostSync(), pytest.raises(RuntimeError, match="makes the host wait|copies between|Cannot copy out of meta"):
+    with NoHostSync(), pytest.raises(RuntimeError, match=r"makes the host wait|copies between|Cannot copy out of meta"):
         wait(image)
 
 

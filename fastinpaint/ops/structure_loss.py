@@ -37,7 +37,8 @@ def structure_loss_terms(
     chosen = _backend.select(_OP, backend, _backend.ranked(image.device, **gaps))
     if chosen == "triton":
         run = torch.ops.fastinpaint_triton.structure_loss
-        return run(image, _alike(predictions), list(edges), float(edge_alpha), float(grad_alpha))[0]
+        keep = torch.is_grad_enabled() and any(prediction.requires_grad for prediction in predictions)
+        return run(image, _alike(predictions), list(edges), float(edge_alpha), float(grad_alpha), keep)[0]
     if chosen == "native":
         run = torch.ops.fastinpaint.structure_loss
         return run(image, list(predictions), list(edges), float(edge_alpha), float(grad_alpha))[0]
@@ -150,11 +151,11 @@ def _check(image: Tensor, predictions: Sequence[Tensor], edges: Sequence[Tensor]
 
 @torch.library.custom_op("fastinpaint_triton::structure_loss", mutates_args=())
 def _triton_forward(
-    image: Tensor, predictions: list[Tensor], edges: list[Tensor], edge_alpha: float, grad_alpha: float
+    image: Tensor, predictions: list[Tensor], edges: list[Tensor], edge_alpha: float, grad_alpha: float, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     from fastinpaint_kernels import structure_loss as kernels
 
-    return kernels.structure_loss_forward(image, predictions, edges, edge_alpha, grad_alpha)
+    return kernels.structure_loss_forward(image, predictions, edges, edge_alpha, grad_alpha, keep)
 
 
 @torch.library.custom_op("fastinpaint_triton::structure_loss_backward", mutates_args=())
@@ -167,9 +168,9 @@ def _triton_backward(
 
 
 def _triton_fake(
-    image: Tensor, predictions: list[Tensor], edges: list[Tensor], edge_alpha: float, grad_alpha: float
+    image: Tensor, predictions: list[Tensor], edges: list[Tensor], edge_alpha: float, grad_alpha: float, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    saved = sum(edge_map.numel() for edge_map in edges)
+    saved = sum(edge_map.numel() for edge_map in edges) if keep else 0
     return (
         image.new_empty((len(predictions), 2), dtype=torch.float32),
         image.new_empty((len(predictions), 2), dtype=torch.float32),
@@ -193,6 +194,7 @@ def _native_fake(
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
+    ctx.options = len(inputs) - 3
     ctx.save_for_backward(*output[1:], *inputs[1])
 
 
@@ -208,10 +210,11 @@ def _register(namespace: str, fake: Callable[..., Any]) -> None:
     def run_backward(ctx: Any, grad_terms: Tensor | None, *_: None) -> tuple[Any, ...]:
         coefficients, priority, signs, *predictions = ctx.saved_tensors
         nothing = [None] * len(predictions)
+        options = [None] * ctx.options
         if grad_terms is None:
-            return None, nothing, nothing, None, None
+            return None, nothing, nothing, *options
         run = getattr(torch.ops, namespace).structure_loss_backward
-        return None, run(grad_terms, coefficients, priority, signs, predictions), nothing, None, None
+        return None, run(grad_terms, coefficients, priority, signs, predictions), nothing, *options
 
     torch.library.register_fake(f"{namespace}::structure_loss", fake)
     torch.library.register_autograd(f"{namespace}::structure_loss", run_backward, setup_context=_save)

@@ -9,8 +9,8 @@ differentiated along x) serves three rows of gradients, what it makes of a row o
 rows of priorities. The block that finishes a scale last adds up the scale's partial sums, in a fixed order.
 """
 
+import sys
 from collections.abc import Sequence
-from itertools import accumulate
 
 import torch
 import triton
@@ -24,7 +24,8 @@ MAX_SCALES = 8
 MAX_SIDE = 16384  # offsets inside one image stay below 2^31
 COLUMNS, ROWS, WARPS = 64, 16, 2  # of one block of the forward pass
 STEP = 2  # rows that its loops take at a time; compilation takes the cube of it
-PIXELS = 256  # of one block of the backward pass
+PIXELS, LANES = 1024, 1024  # of one program of the backward pass
+LAST_PIXELS, LAST_LANES = 640, 2048  # the same for channels-last predictions
 
 # The 5-tap Gaussian of sigma 1, sum 1, by distance; and twice, which reaches 4 pixels.
 _G0, _G1, _G2 = 0.4026199468942474, 0.24420134200323332, 0.05448868454964294
@@ -44,21 +45,44 @@ _ONE = tl.constexpr(2.0**30)  # fixed point in which bool edges are blurred alon
 
 
 @triton.jit
-def _scale_of(firsts, i_program, SCALES: tl.constexpr):
-    """The scale of a program; ``firsts`` holds the first program of each."""
-    i_scale = 0
-    for scale in tl.static_range(1, SCALES):
-        i_scale += tl.where(i_program >= firsts[scale], 1, 0)
-    return i_scale
-
-
-@triton.jit
 def _pick(values, i_scale, SCALES: tl.constexpr):
     """``values[i_scale]``, for values known at run time only."""
     value = values[0]
     for scale in tl.static_range(1, SCALES):
         value = tl.where(i_scale >= scale, values[scale], value)
     return value
+
+
+@triton.jit
+def _unpack(size):
+    """Height and width of a scale, see ``_packed``."""
+    return size >> 16, (size >> 1) & 0x7FFF
+
+
+@triton.jit
+def _programs(height, width, COLUMNS: tl.constexpr, ROWS: tl.constexpr):
+    """Number of programs for one image of a scale: tiles, or with ROWS = 0 runs of COLUMNS pixels."""
+    if ROWS == 0:
+        return tl.cdiv(height * width, COLUMNS)
+    return tl.cdiv(height, ROWS) * tl.cdiv(width, COLUMNS)
+
+
+@triton.jit
+def _locate(i_program, batch, sizes, SCALES: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr):
+    """Scale of a program, and the scale's first program, first pixel, height and width."""
+    i_scale, first_program, end_program = 0, 0, 0
+    first_pixel, end_pixel = batch.to(tl.int64) * 0, batch.to(tl.int64) * 0
+    for scale in tl.static_range(SCALES):
+        height, width = _unpack(sizes[scale])
+        if scale > 0:
+            beyond = i_program >= end_program
+            i_scale += tl.where(beyond, 1, 0)
+            first_program = tl.where(beyond, end_program, first_program)
+            first_pixel = tl.where(beyond, end_pixel, first_pixel)
+        end_program += batch * _programs(height, width, COLUMNS, ROWS)
+        end_pixel += batch.to(tl.int64) * height * width
+    height, width = _unpack(_pick(sizes, i_scale, SCALES))
+    return i_scale, first_program, first_pixel, height, width
 
 
 @triton.jit
@@ -86,16 +110,22 @@ def _weight(o_x, o_first, width, K: tl.constexpr, NARROW: tl.constexpr):
 
 
 @triton.jit
+def _column_weights(o_x, o_first, width, NARROW: tl.constexpr, FIXED: tl.constexpr):
+    """Weights of nine columns from ``o_first`` on: those around a pixel, moved inside the image near its border."""
+    b_weights = ()
+    for k in tl.static_range(9):
+        b_weight = _weight(o_x, o_first, width, k, NARROW)
+        b_weights = b_weights + ((b_weight * _ONE + 0.5).to(tl.int32) if FIXED else b_weight,)  # noqa: RUF005
+    return b_weights
+
+
+@triton.jit
 def _blur_row(p_first, y, height, width, o_first, b_weights, NARROW: tl.constexpr):
     """A row of edges, blurred twice along x; zero outside the image."""
     p_row = p_first + tl.minimum(tl.maximum(y, 0), height - 1) * width
-    BOOLEAN: tl.constexpr = p_first.dtype.element_ty == tl.uint8
-    b_row = tl.zeros(o_first.shape, tl.int32 if BOOLEAN else tl.float32)
+    b_row = tl.zeros(o_first.shape, b_weights[0].dtype)
     for k in tl.static_range(9):
-        if NARROW:
-            b_edges = tl.load(p_row + k, mask=o_first + k < width, other=0)
-        else:
-            b_edges = tl.load(p_row + k)
+        b_edges = tl.load(p_row + k, mask=o_first + k < width, other=0) if NARROW else tl.load(p_row + k)
         b_row += b_weights[k] * b_edges.to(b_row.dtype)
     return tl.where(y.to(tl.uint32) < height.to(tl.uint32), b_row.to(tl.float32), 0.0)
 
@@ -151,8 +181,22 @@ def _sign(b_error, BIT: tl.constexpr):
     return tl.where(b_error > 0, 1 << BIT, 0) + tl.where(b_error < 0, 2 << BIT, 0)
 
 
-@triton.jit(do_not_specialize=["first_tiles", "first_pixels", "image_height", "image_width", "heights", "widths"])
-def _forward_kernel(
+@triton.jit
+def _errors(p_pixel, plane, o_x, b_up, b_here, b_down, LAST: tl.constexpr):
+    """Sum of a pixel's six absolute errors, and their signs."""
+    b_errors = tl.zeros(o_x.shape, tl.float32)
+    b_signs = tl.zeros(o_x.shape, tl.int32)
+    for channel in tl.static_range(3):
+        b_dy, b_dx = _load_pair(p_pixel + 2 * channel * plane, plane, o_x, LAST)
+        b_dy -= b_down[2 * channel] - b_up[2 * channel]
+        b_dx -= (b_up[2 * channel + 1] + b_down[2 * channel + 1]) + 2 * b_here[2 * channel + 1]
+        b_errors += tl.abs(b_dy) + tl.abs(b_dx)
+        b_signs += _sign(b_dy, 4 * channel) + _sign(b_dx, 4 * channel + 2)
+    return b_errors, b_signs
+
+
+@triton.jit(do_not_specialize=["batch", "image_height", "image_width"])
+def _forward_kernel(  # noqa: PLR0915
     p_image,  # (B, 3, H, W)
     p_predictions,  # for each scale (B, 6, h, w)
     p_edges,  # for each scale (B, 1, h, w)
@@ -162,12 +206,10 @@ def _forward_kernel(
     p_counts,  # (scales,) int32, zero before and after: tiles that are done
     p_terms,  # out (scales, 2) float32: edge term, gradient term
     p_slopes,  # out (scales, 2) float32: their derivatives by priority * error and by error
-    first_tiles,  # of each scale, and the number of all tiles
-    first_pixels,  # of each scale
+    batch,
     image_height,
     image_width,
-    heights,
-    widths,
+    sizes,  # of each scale, see ``_packed``
     edge_alpha,
     gradient_slopes,  # for each scale grad_alpha / number of elements
     SCALES: tl.constexpr,
@@ -181,10 +223,7 @@ def _forward_kernel(
     BLOCK: tl.constexpr,  # partial sums that the last block of a scale reads at a time
 ):
     i_program = tl.program_id(0)
-    i_scale = _scale_of(first_tiles, i_program, SCALES)
-    first_tile = _pick(first_tiles, i_scale, SCALES)
-    height = _pick(heights, i_scale, SCALES)
-    width = _pick(widths, i_scale, SCALES)
+    i_scale, first_tile, first_pixel, height, width = _locate(i_program, batch, sizes, SCALES, COLUMNS, ROWS)
     blocks = tl.cdiv(width, COLUMNS)
     tiles = tl.cdiv(height, ROWS) * blocks
     i_tile = i_program - first_tile
@@ -194,21 +233,16 @@ def _forward_kernel(
     m_x = o_x < width
     o_x = tl.minimum(o_x, width - 1)
 
-    # Nine columns around each pixel, all inside the image: near its border they reach further to the other side.
     NARROW: tl.constexpr = not REGULAR
     o_first = tl.maximum(tl.minimum(o_x - 4, width - 9), 0)
     p_map = _pick(p_edges, i_scale, SCALES) + i_batch * height * width + o_first
-    b_weights = ()
-    for k in tl.static_range(9):
-        b_weight = _weight(o_x, o_first, width, k, NARROW)
-        if p_map.dtype.element_ty == tl.uint8:
-            b_weight = (b_weight * _ONE + 0.5).to(tl.int32)
-        b_weights = b_weights + (b_weight,)
+    FIXED: tl.constexpr = p_map.dtype.element_ty == tl.uint8
+    b_weights = _column_weights(o_x, o_first, width, NARROW, FIXED)
     b_rows = (tl.zeros((COLUMNS,), tl.float32),) * 8
     for first_row in range(-4, 4, STEP):
         for row in tl.static_range(STEP):
             y = first_y + first_row + row
-            b_rows = b_rows[1:] + (_blur_row(p_map, y, height, width, o_first, b_weights, NARROW),)
+            b_rows = b_rows[1:] + (_blur_row(p_map, y, height, width, o_first, b_weights, NARROW),)  # noqa: RUF005
 
     PIXEL: tl.constexpr = 3 if IMAGE_LAST else 1
     o_left = _source(o_x - 1, width, image_width, REGULAR) * PIXEL
@@ -224,7 +258,7 @@ def _forward_kernel(
 
     p_prediction = _pick(p_predictions, i_scale, SCALES) + i_batch * 6 * height * width
     prediction_plane = 1 if PREDICTIONS_LAST else height * width
-    first_pixel = _pick(first_pixels, i_scale, SCALES) + i_batch * height * width
+    first_pixel += i_batch * height * width
     b_weighted_sum = tl.zeros((COLUMNS,), tl.float32)
     b_error_sum = tl.zeros((COLUMNS,), tl.float32)
     b_priority_sum = tl.zeros((COLUMNS,), tl.float32)
@@ -232,26 +266,17 @@ def _forward_kernel(
         for row in tl.static_range(STEP):
             y = first_y + first_row + row
             m_row = m_x if REGULAR else m_x & (y < height)
-            b_rows = b_rows + (_blur_row(p_map, y + 4, height, width, o_first, b_weights, NARROW),)
-            b_priority = _blur_down(b_rows, y, height, REGULAR, STEP, row)
-            b_rows = b_rows[1:]
-            if p_map.dtype.element_ty == tl.uint8:
-                b_priority *= 1 / _ONE
+            b_row = _blur_row(p_map, y + 4, height, width, o_first, b_weights, NARROW)
+            b_rows = b_rows + (b_row,)  # noqa: RUF005
+            b_priority = _blur_down(b_rows, y, height, REGULAR, STEP, row) * (1 / _ONE if FIXED else 1.0)
             b_priority = tl.where(m_row, b_priority, 0.0)
+            b_rows = b_rows[1:]
 
             p_row = p_image + _source(y + 1, height, image_height, REGULAR) * row_length
             b_down = _image_row(p_row, image_plane, o_left, o_centre, o_right)
             o_row = (y if REGULAR else tl.minimum(y, height - 1)) * width
             p_pixel = p_prediction + o_row * (6 if PREDICTIONS_LAST else 1)
-            b_errors = tl.zeros((COLUMNS,), tl.float32)
-            b_signs = tl.zeros((COLUMNS,), tl.int32)
-            for channel in tl.static_range(3):
-                p_pair = p_pixel + 2 * channel * prediction_plane
-                b_dy, b_dx = _load_pair(p_pair, prediction_plane, o_x, PREDICTIONS_LAST)
-                b_dy -= b_down[2 * channel] - b_up[2 * channel]
-                b_dx -= (b_up[2 * channel + 1] + b_down[2 * channel + 1]) + 2 * b_here[2 * channel + 1]
-                b_errors += tl.abs(b_dy) + tl.abs(b_dx)
-                b_signs += _sign(b_dy, 4 * channel) + _sign(b_dx, 4 * channel + 2)
+            b_errors, b_signs = _errors(p_pixel, prediction_plane, o_x, b_up, b_here, b_down, PREDICTIONS_LAST)
             b_up = b_here
             b_here = b_down
             b_errors = tl.where(m_row, b_errors, 0.0)
@@ -266,13 +291,12 @@ def _forward_kernel(
     tl.store(p_partial, tl.sum(b_weighted_sum))
     tl.store(p_partial + 1, tl.sum(b_error_sum))
     tl.store(p_partial + 2, tl.sum(b_priority_sum))
-    last_tile = _pick(first_tiles, i_scale + 1, SCALES + 1)
     tl.debug_barrier()
     done = tl.atomic_add(p_counts + i_scale, 1, sem="acq_rel", scope="gpu")
-    if done == last_tile - first_tile - 1:
+    if done == batch * tiles - 1:
         _add_up(
-            p_partials, p_terms + 2 * i_scale, p_slopes + 2 * i_scale, first_tile, last_tile, edge_alpha,
-            _pick(gradient_slopes, i_scale, SCALES), BLOCK,
+            p_partials, p_terms + 2 * i_scale, p_slopes + 2 * i_scale, first_tile, first_tile + batch * tiles,
+            edge_alpha, _pick(gradient_slopes, i_scale, SCALES), BLOCK,
         )  # fmt: skip
         tl.store(p_counts + i_scale, 0)
 
@@ -298,47 +322,60 @@ def _add_up(p_partials, p_terms, p_slopes, first_tile, last_tile, edge_alpha, gr
     tl.store(p_slopes + 1, gradient_slope)
 
 
-@triton.jit
-def _load(p_block, mask):
-    return tl.load(p_block, mask=mask, other=0).to(tl.float32)
-
-
-@triton.jit
+@triton.jit(do_not_specialize=["batch"])
 def _backward_kernel(
     p_grad_terms,  # (scales, 2) float32, any strides
     s_grad_terms,
     p_slopes,  # (scales, 2) float32
-    p_signs,  # for each scale (B, h, w) int16
-    p_priorities,  # for each scale (B, h, w) float32
+    p_signs,  # the scales one after the other, each (B, h, w), int16
+    p_priorities,  # likewise, float32
     p_grads,  # out, for each scale (B, 6, h, w)
-    first_blocks,  # of each scale
-    pixel_counts,  # for each scale h * w
+    batch,
+    sizes,  # of each scale, see ``_packed``
     SCALES: tl.constexpr,
     LAST: tl.constexpr,  # whether the channels of a pixel lie side by side in memory
-    BLOCK: tl.constexpr,
+    VECTORS: tl.constexpr,  # whether every scale's pixels are a multiple of 8: then so are the places of planes
+    PIXELS: tl.constexpr,  # of one program
+    LANES: tl.constexpr,  # a power of 2, no less than its pixels, or channels-last its pairs of gradients
 ):
     i_program = tl.program_id(0)
-    i_scale = _scale_of(first_blocks, i_program, SCALES)
-    i_block = i_program - _pick(first_blocks, i_scale, SCALES)
-    pixels = _pick(pixel_counts, i_scale, SCALES)
-    blocks = tl.cdiv(pixels, BLOCK)
-    i_batch = (i_block // blocks).to(tl.int64)
-    o_pixel = i_block % blocks * BLOCK + tl.arange(0, BLOCK)
-    m_pixel = o_pixel < pixels
-    o_image = i_batch * pixels
-    b_signs = tl.load(_pick(p_signs, i_scale, SCALES) + o_image + o_pixel, mask=m_pixel, other=0).to(tl.int32)
-    b_priority = _load(_pick(p_priorities, i_scale, SCALES) + o_image + o_pixel, m_pixel)
+    i_scale, first_program, first_pixel, height, width = _locate(i_program, batch, sizes, SCALES, PIXELS, 0)
+    pixels = height * width
+    if VECTORS:
+        pixels = pixels // 8 * 8
+        first_pixel = first_pixel // 8 * 8
+    runs = tl.cdiv(pixels, PIXELS)
+    i_batch = ((i_program - first_program) // runs).to(tl.int64)
+    o_first = (i_program - first_program) % runs * PIXELS
+    first_pixel += i_batch * pixels
+    p_grad = _pick(p_grads, i_scale, SCALES) + 6 * i_batch * pixels
     p_grad_terms += i_scale * s_grad_terms[0]
     edge_slope = tl.load(p_grad_terms) * tl.load(p_slopes + 2 * i_scale)
     gradient_slope = tl.load(p_grad_terms + s_grad_terms[1]) * tl.load(p_slopes + 2 * i_scale + 1)
-    b_slope = edge_slope * b_priority + gradient_slope
+    dtype = p_grad.dtype.element_ty
 
-    p_grad = _pick(p_grads, i_scale, SCALES) + 6 * o_image
-    o_channel = tl.arange(0, 8)
-    b_sign = (b_signs[:, None] >> (2 * o_channel)[None, :]) & 3
-    b_grad = tl.where(b_sign == 1, b_slope[:, None], tl.where(b_sign == 2, -b_slope[:, None], 0.0))
-    o_grad = o_pixel[:, None] * (6 if LAST else 1) + o_channel[None, :] * (1 if LAST else pixels)
-    tl.store(p_grad + o_grad, b_grad.to(p_grad.dtype.element_ty), mask=m_pixel[:, None] & (o_channel < 6)[None, :])
+    o_lane = tl.arange(0, LANES)
+    o_pixel = o_first + (o_lane // 3 if LAST else o_lane)
+    m_pixel = (o_pixel < pixels) & (o_lane < (3 * PIXELS if LAST else PIXELS))
+    b_signs = tl.load(p_signs + first_pixel + o_pixel, mask=m_pixel, other=0).to(tl.int32)
+    b_priority = tl.load(p_priorities + first_pixel + o_pixel, mask=m_pixel, other=0)
+    b_slope = edge_slope * b_priority + gradient_slope
+    if LAST:  # a pair (dy, dx) for each lane
+        b_signs = b_signs >> (4 * (o_lane % 3))
+        b_pair = tl.join(_signed(b_slope, b_signs).to(dtype), _signed(b_slope, b_signs >> 2).to(dtype))
+        o_pair = 6 * o_first + 2 * o_lane[:, None] + tl.arange(0, 2)[None, :]
+        tl.store(p_grad + o_pair, b_pair, mask=m_pixel[:, None])
+    else:
+        for channel in tl.static_range(6):
+            b_grad = _signed(b_slope, b_signs >> (2 * channel)).to(dtype)
+            tl.store(p_grad + channel * pixels + o_pixel, b_grad, mask=m_pixel)
+
+
+@triton.jit
+def _signed(b_slope, b_sign):
+    """The slope with the sign that two bits tell: 1 plus, 2 minus, 0 none."""
+    b_grad = tl.where((b_sign & 1) != 0, b_slope, 0.0)
+    return tl.where((b_sign & 2) != 0, -b_slope, b_grad)
 
 
 def is_channels_last(tensor: Tensor) -> bool:
@@ -362,17 +399,47 @@ def _is_regular(image_height: int, image_width: int, heights: Sequence[int], wid
     return whole and not any(h % ROWS for h in heights) and min(widths) >= 9
 
 
-def zeroed_counts(image: Tensor) -> Tensor:
+def _packed(predictions: Sequence[Tensor]) -> tuple[int, ...]:
+    """Height and width of each prediction in one integer, odd and never 1.
+
+    Triton compiles anew for integers in tuples that are 1 or turn into multiples of 16.
+    """
+    return tuple(p.shape[2] << 16 | p.shape[3] << 1 | 1 for p in predictions)
+
+
+# By device and stream; and for each device what graphs to come will use.
+_counts: dict[tuple[int, int], Tensor] = {}
+_counts_for_graphs: dict[int, list[Tensor]] = {}
+
+
+def _zeroed_counts(image: Tensor) -> Tensor:
+    """(MAX_SCALES,) int32 zeros. The kernel leaves them zero, so calls that cannot run at the same time share them.
+
+    These are the calls on one stream. A graph may be replayed beside anything, so each call that is captured has its
+    own for ever, or one that the graph itself fills with zeros. What is kept must not lie in a graph's memory, where
+    ``torch.compile`` may run a warm-up.
+    """
+    if image.is_cuda and torch.cuda.is_current_stream_capturing():
+        spare = _counts_for_graphs.get(image.get_device())
+        if spare:
+            return spare.pop()
+    elif image.is_cuda:
+        key = image.get_device(), torch.cuda.current_stream(image.device).cuda_stream
+        if key not in _counts and "torch._inductor.cudagraph_trees" not in sys.modules:
+            _counts[key], *spare = image.new_zeros((16, MAX_SCALES), dtype=torch.int32)
+            _counts_for_graphs.setdefault(key[0], []).extend(spare)
+        if key in _counts:
+            return _counts[key]
     return image.new_zeros((MAX_SCALES,), dtype=torch.int32)
 
 
-def _parts(flat: Tensor, maps: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Views into one flat tensor, one value for each pixel of each map (B, C, h, w)."""
-    return flat.split([m.shape[0] * m.shape[2] * m.shape[3] for m in maps])
-
-
 def structure_loss_forward(
-    image: Tensor, predictions: Sequence[Tensor], edges: Sequence[Tensor], edge_alpha: float, grad_alpha: float
+    image: Tensor,
+    predictions: Sequence[Tensor],
+    edges: Sequence[Tensor],
+    edge_alpha: float,
+    grad_alpha: float,
+    keep: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Weighted terms of every scale, and what ``structure_loss_backward`` needs.
 
@@ -383,32 +450,32 @@ def structure_loss_forward(
         edges: For each prediction (B, 1, h, w), bool or floating point; copied where the dtypes differ.
         edge_alpha: Weight of the priorities.
         grad_alpha: Weight of the mean absolute error.
+        keep: Whether gradients will be asked for.
 
     Returns:
         terms (scales, 2) float32, their slopes (scales, 2) float32, and for all pixels of all scales priorities float32
-        and signs int16.
+        and signs int16, or for none without ``keep``.
     """
     batch, _, image_height, image_width = image.shape
     heights, widths = (tuple(p.shape[axis] for p in predictions) for axis in (2, 3))
-    tiles = (batch * triton.cdiv(h, ROWS) * triton.cdiv(w, COLUMNS) for h, w in zip(heights, widths, strict=True))
-    first_tiles = (0, *accumulate(tiles))
-    pixels = (0, *accumulate(edge_map.numel() for edge_map in edges))
+    tiles = batch * sum(triton.cdiv(h, ROWS) * triton.cdiv(w, COLUMNS) for h, w in zip(heights, widths, strict=True))
+    pixels = sum(edge_map.numel() for edge_map in edges) if keep else 0
     scales = len(heights)
-    fill = torch.empty if first_tiles[-1] > 0 else torch.zeros
+    fill = torch.empty if tiles > 0 else torch.zeros
     terms, slopes = (fill((scales, 2), dtype=torch.float32, device=image.device) for _ in range(2))
-    priorities, signs = (image.new_empty((pixels[-1],), dtype=dtype) for dtype in (torch.float32, torch.int16))
-    if first_tiles[-1] == 0:
+    priorities, signs = (image.new_empty((pixels,), dtype=dtype) for dtype in (torch.float32, torch.int16))
+    if tiles == 0:
         return terms, slopes, priorities, signs
-    partials = image.new_empty((first_tiles[-1], 3), dtype=torch.float32)
+    partials = image.new_empty((tiles, 3), dtype=torch.float32)
     image_last = is_channels_last(image)
     with on_device_of(image):
-        _forward_kernel[(first_tiles[-1],)](
+        _forward_kernel[(tiles,)](
             image.contiguous(memory_format=torch.channels_last if image_last else torch.contiguous_format),
-            tuple(predictions), _edge_maps(edges), signs, priorities, partials, zeroed_counts(image), terms, slopes,
-            first_tiles, pixels[:-1], image_height, image_width, heights, widths,
+            tuple(predictions), _edge_maps(edges), signs, priorities, partials, _zeroed_counts(image), terms, slopes,
+            batch, image_height, image_width, _packed(predictions),
             edge_alpha, tuple(grad_alpha / p.numel() for p in predictions),
             SCALES=scales, IMAGE_LAST=image_last, PREDICTIONS_LAST=all(is_channels_last(p) for p in predictions),
-            REGULAR=_is_regular(image_height, image_width, heights, widths), KEEP=True,
+            REGULAR=_is_regular(image_height, image_width, heights, widths), KEEP=keep,
             COLUMNS=COLUMNS, ROWS=ROWS, STEP=STEP, BLOCK=1024, num_warps=WARPS,
         )  # fmt: skip
     return terms, slopes, priorities, signs
@@ -423,15 +490,16 @@ def structure_loss_backward(
     ``signs`` are what ``structure_loss_forward`` returned.
     """
     grads = [torch.empty_like(p) for p in predictions]
-    pixels = tuple(p.shape[2] * p.shape[3] for p in predictions)
-    blocks = (p.shape[0] * triton.cdiv(count, PIXELS) for p, count in zip(predictions, pixels, strict=True))
-    first_blocks = (0, *accumulate(blocks))
-    if first_blocks[-1] == 0:
+    last = all(is_channels_last(p) for p in predictions)
+    run, lanes = (LAST_PIXELS, LAST_LANES) if last else (PIXELS, LANES)
+    pixels = [p.shape[2] * p.shape[3] for p in predictions]
+    programs = len(predictions[0]) * sum(triton.cdiv(count, run) for count in pixels)
+    if programs == 0:
         return grads
     with on_device_of(grad_terms):
-        _backward_kernel[(first_blocks[-1],)](
-            grad_terms, grad_terms.stride(), slopes, _parts(signs, predictions), _parts(priorities, predictions),
-            tuple(grads), first_blocks, pixels,
-            SCALES=len(grads), LAST=all(is_channels_last(p) for p in predictions), BLOCK=PIXELS, num_warps=4,
+        _backward_kernel[(programs,)](
+            grad_terms, grad_terms.stride(), slopes, signs, priorities, tuple(grads), len(predictions[0]),
+            _packed(predictions), SCALES=len(grads), LAST=last, VECTORS=not any(count % 8 for count in pixels),
+            PIXELS=run, LANES=lanes, num_warps=4,
         )  # fmt: skip
     return grads
