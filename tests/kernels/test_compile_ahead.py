@@ -17,7 +17,7 @@ if importlib.util.find_spec("triton") is None:
 from tests.kernels.ahead import RECORDED, SHARED_LIMITS
 
 TRITON = tuple(int(part) for part in importlib.metadata.version("triton").split(".")[:2])
-# Triton 3.9 keeps addresses on the stack around the loop; 5 of the loop's 639 instructions touch it. 3.6 spills nothing.
+# Triton 3.9 keeps addresses on the stack around the loop, where 5 of 639 instructions touch it; 3.6 spills nothing.
 SPILLS = {"/ _flash_kernel /": 88 if TRITON >= (3, 7) else 0}
 
 

@@ -91,7 +91,7 @@ def test_rows_of_scores_that_no_block_holds(monkeypatch):
     [
         ((2, 8, 6, 7), 3, 2, False),  # columns cut into 64 and 8, fewer keys than a block
         ((1, 8, 9, 11), 3, 1, True),  # the last of two blocks of queries and keys is not full
-        ((1, 64, 5, 4), 3, 2, False),  # the generator's 576 columns
+        ((1, 64, 9, 8), 3, 1, False),  # the generator's 576 columns, two blocks of either
         ((1, 32, 16, 16), 1, 2, False),  # whole blocks
         ((1, 8, 7, 5), 5, 3, True),
     ],
