@@ -13,8 +13,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from benchmarks.suite import graphed
-from benchmarks.timing import extra_memory
+from benchmarks.timing import extra_memory, graphed
 from fastinpaint.reference import patch_attention as reference
 from fastinpaint_kernels import _patch_flash
 from fastinpaint_kernels import patch_attention as kernels
@@ -72,7 +71,7 @@ def rows(channels: int, side: int, batch: int, device: str) -> list[str]:
         verdict = "" if error <= TOLERANCE else "  WRONG"
         figures = [milliseconds(call, device)]
         if device == "cuda":
-            figures.append(milliseconds(graphed(call), device))
+            figures.append(milliseconds(graphed([call]), device))
         times = "  ".join(f"{middle / batch:8.4f} +- {spread / batch:6.4f}" for middle, spread in figures)
         lines.append(
             f"{batch:3d} x {side:3d}^2 x {channels:3d}  {name:14s} {error:.1e}{verdict}  {times}  "
