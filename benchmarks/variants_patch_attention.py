@@ -13,8 +13,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from benchmarks.suite import graphed
-from benchmarks.timing import extra_memory
+from benchmarks.timing import extra_memory, graphed
 from fastinpaint.reference import patch_attention as reference
 from fastinpaint_kernels import _patch_flash
 from fastinpaint_kernels import patch_attention as kernels
