@@ -63,7 +63,7 @@ def rivals(
 
     def eager() -> Tensor:
         with torch.autocast(maps[0].device.type, enabled=False):
-            result = F.instance_norm(maps[0], weight=affine[0].to(dtype), bias=affine[1].to(dtype), eps=EPS)
+            result = F.instance_norm(maps[0], weight=affine[0], bias=affine[1], eps=EPS)
         result = F.relu(result) if added is None else result + added
         return F.pad(result, (padding,) * 4, mode="reflect") if padding else result
 
