@@ -403,7 +403,8 @@ def sanitizer_command(tool: str) -> Callable[[Check], list[str]]:
 
     def command(check: Check) -> list[str]:
         options = ["--tool", tool, "--error-exitcode", "9", "--print-limit", "10"]
-        workload = check.module("benchmarks.workload", "--for", "sanitizer", "--seconds", "60")
+        fewer = ["--only", "canny"] if check.dry and tool == "racecheck" else []
+        workload = check.module("benchmarks.workload", "--for", "sanitizer", "--seconds", "60", *fewer)
         return [check.tool("compute-sanitizer"), *options, *workload]
 
     return command
@@ -415,6 +416,13 @@ def compile_commands(check: Check) -> list[list[str]]:
     if check.dry:
         names = (("edge_priority",),)
     return [check.benchmark(*some, "--compiled", "no", "--skip", "part", "--once") for some in names]
+
+
+def compiled_command(check: Check) -> list[str]:
+    """Ours and its compiled peers, the training step first."""
+    if check.dry:
+        return check.benchmark(COMPILABLE[0], "--compiled", "only", "--skip", "part")
+    return check.benchmark(*COMPILABLE, "--compiled", "only", "--skip", "part,float32")
 
 
 def build_command(check: Check) -> list[str]:
@@ -470,7 +478,7 @@ STEPS = (
     ),
     Step(
         "compiled", "torch.compile of the generator, the step and the operators", 120,
-        lambda c: c.benchmark(*COMPILABLE, "--compiled", "only", "--skip", "part,float32" if not c.dry else "part"),
+        compiled_command,
         tables(*(name + COMPILED for name in COMPILABLE)),
     ),
     Step(
