@@ -20,6 +20,7 @@ from fastinpaint.losses.objective import InpaintObjective, LossWeights
 from fastinpaint.models import layers
 from fastinpaint.models.discriminator import PatchDiscriminator
 from fastinpaint.models.generator import InpaintGenerator
+from fastinpaint.models.vgg import VGG19Features
 from fastinpaint.training.config import TrainConfig
 from fastinpaint.training.export import export_run
 from fastinpaint.training.interrupts import StopRequest
@@ -170,6 +171,11 @@ class TestLearner:
         wanted = torch.autograd.grad(total, list(discriminator.parameters()))
         for a, b in zip(found["discriminator"], wanted, strict=True):
             torch.testing.assert_close(a, b)
+
+    def test_the_layout_is_that_of_the_features_too(self):
+        objective = InpaintObjective(LossWeights(adversarial=0.0), VGG19Features())
+        Learner(InpaintGenerator(2), objective, channels_last=True)
+        assert objective.features.features[2].weight.is_contiguous(memory_format=torch.channels_last)
 
     def test_bfloat16_and_channels_last_learn(self):
         objective = InpaintObjective(LossWeights(adversarial=0.0, content=0.0, style=0.0))
