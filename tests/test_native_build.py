@@ -54,7 +54,7 @@ def test_instruction_set_is_named():
     [
         (torch.zeros(8, 8), ([1.0], 0.1, 0.2, None), r"image must be \(B, 1 or 3, H, W\), got shape \(8, 8\)"),
         (torch.zeros(1, 2, 8, 8), ([1.0], 0.1, 0.2, None), r"1 or 3 channels, got shape \(1, 2, 8, 8\)"),
-        (torch.zeros(1, 1, 8, 8).double(), ([1.0], 0.1, 0.2, None), "image must be Float, got Double"),
+        (torch.zeros(1, 1, 8, 8).half(), ([1.0], 0.1, 0.2, None), "image must be Float or Double, got Half"),
         (torch.zeros(1, 1, 8, 8), ([], 0.1, 0.2, None), "weights must hold .* got none"),
         (torch.zeros(1, 1, 8, 8), ([1.0], 0.1, 0.2, torch.zeros(1, 1, 8, 8)), "mask must be Bool, got Float"),
         (
