@@ -195,7 +195,7 @@ def _weights(sigma: float, sizes: Sequence[Sequence[int]] | None) -> tuple[float
     for height, width in sizes:
         longest = max(longest, height, width)
     if torch.compiler.is_compiling():
-        longest = guard_scalar(longest)
+        longest = int(guard_scalar(longest))
     return _constant_weights(sigma, longest - 1)
 
 
