@@ -89,6 +89,27 @@ def test_setup_goes_on_without_the_extension_and_says_why(environment, reason):
     assert run.stdout.splitlines()[-1] == "fastinpaint"
 
 
+def test_a_compiler_with_options_is_taken_apart():
+    """Torch takes CXX for a file's name."""
+    code = (
+        "import os, runpy; setup = runpy.run_path('setup.py');"
+        "extension, = setup['extension_options']()['ext_modules'];"
+        "print(os.environ['CXX'], *extension.extra_compile_args['cxx'][-2:])"
+    )
+    environment = {**os.environ, "CXX": "c++ -Wshadow '-DNAME=two words'", "FASTINPAINT_CUDA": "0"}
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+    )
+    assert run.stdout.splitlines()[-1] == "c++ -Wshadow -DNAME=two words"
+
+
+@needs_extension
+def test_no_path_of_the_building_machine_and_no_debug_information():
+    content = _library().read_bytes()
+    assert str(ROOT).encode() not in content
+    assert b".debug_info" not in content
+
+
 def test_every_schema_has_a_kernel():
     declared = re.findall(r'm\.def\(\s*"(\w+)\(', (ROOT / "csrc" / "library.cpp").read_text())
     registered = "".join(path.read_text() for path in (ROOT / "csrc").rglob("*.c*"))
