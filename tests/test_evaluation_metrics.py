@@ -209,7 +209,7 @@ def test_own_code_beside_torchmetrics(pictures):
     """The same uniform-window code at torchmetrics' settings, where both have the metric."""
     results, truth, _ = pictures
     a, b = (torch.from_numpy(np.stack(group[:3])).permute(0, 3, 1, 2).double() / 255 for group in (results, truth))
-    mean_a, mean_b, square_a, square_b, product = metrics._moments(a, b, metrics._uniform(11, a))
+    mean_a, mean_b, square_a, square_b, product = metrics._moments(a, b, metrics._uniform(11))
     variances = square_a - mean_a**2 + square_b - mean_b**2
     top = (2 * mean_a * mean_b + 1e-4) * (2 * (product - mean_a * mean_b) + 9e-4)
     maps = top / ((mean_a**2 + mean_b**2 + 1e-4) * (variances + 9e-4))
