@@ -124,26 +124,18 @@ def structural_similarity(a: Tensor, b: Tensor, hole: Tensor | None) -> Score:
     ``gaussian_weights=True, use_sample_covariance=False``).
     """
     weights = _gaussian(2 * SSIM_RADIUS + 1, 1.5)
-    return _similarity(*_moments(a, b, weights), 1.0, SSIM_RADIUS, hole)
+    return _similarity(_moments(a, b, weights), 1.0, SSIM_RADIUS, hole)
 
 
 def structural_similarity_51(a: Tensor, b: Tensor, hole: Tensor | None) -> Score:
     """SSIM with a uniform window of 51 x 51 and sample covariances, range 1: scikit-image's ``win_size=51``."""
     size = ORIGINAL_WINDOW
-    return _similarity(*_moments(a, b, _uniform(size)), size**2 / (size**2 - 1), size // 2, hole)
+    return _similarity(_moments(a, b, _uniform(size)), size**2 / (size**2 - 1), size // 2, hole)
 
 
-def _similarity(
-    mean_a: Tensor,
-    mean_b: Tensor,
-    square_a: Tensor,
-    square_b: Tensor,
-    product: Tensor,
-    sample: float,
-    radius: int,
-    hole: Tensor | None,
-) -> Score:
+def _similarity(moments: Sequence[Tensor], sample: float, radius: int, hole: Tensor | None) -> Score:
     """SSIM of moments (B, C, H, W); variances times ``sample``; the whole picture's mean leaves ``radius`` out."""
+    mean_a, mean_b, square_a, square_b, product = moments
     variances = sample * (square_a - mean_a**2 + square_b - mean_b**2)
     covariance = sample * (product - mean_a * mean_b)
     c1, c2 = 0.01**2, 0.03**2
