@@ -16,6 +16,7 @@ _PUBLIC = {
     "pyramid_structure_loss": "fastinpaint.ops.structure_loss",
     "pooled_attention": "fastinpaint.ops.pooled_attention",
     "patch_attention": "fastinpaint.ops.patch_attention",
+    "use_backend": "fastinpaint.ops._backend",
     "InpaintGenerator": "fastinpaint.models.generator",
     "GeneratorOutput": "fastinpaint.models.generator",
     "assemble_input": "fastinpaint.models.inputs",
