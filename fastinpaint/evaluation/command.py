@@ -54,6 +54,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--metrics", nargs="+", default=None, metavar="NAME", help="mae, psnr, ssim, ... (default: all)"
     )
+    parser.add_argument("--inception", type=Path, default=None, metavar="FILE", help="weights for FID; none: no FID")
+    parser.add_argument("--lpips", type=Path, default=None, metavar="FILE", help="weights for LPIPS; none: no LPIPS")
+    parser.add_argument("--lpips-net", choices=("alex", "vgg"), default="alex", help="their network (default: alex)")
     parser.add_argument("--resamples", type=int, default=2000, help="bootstrap draws; 0: no intervals (default: 2000)")
     parser.add_argument(
         "--sheet-rows", type=int, default=3, help="best, median and worst cases drawn (default: 3 each)"
@@ -89,6 +92,9 @@ def run(options: argparse.Namespace) -> int:
             slow_limit=options.slow_limit,
             as_original=options.as_original,
             metrics=None if options.metrics is None else tuple(options.metrics),
+            inception=options.inception,
+            lpips=options.lpips,
+            lpips_net=options.lpips_net,
             batch_size=options.batch_size,
             device=options.device,
         )

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from torch import nn
 from tqdm import tqdm
 
 from fastinpaint.evaluation import ranks
@@ -24,10 +25,14 @@ from fastinpaint.evaluation.cases import (
     write_hole,
     write_hole_list,
 )
+from fastinpaint.evaluation.features import InceptionFeatures, LpipsDistance, missing_message
 from fastinpaint.evaluation.fillers import BaselineFiller, BatchFiller, GivenResults, ModelFiller
+from fastinpaint.evaluation.frechet import FEWEST, frechet_distance
 from fastinpaint.evaluation.holes import HoleOptions, expand_kinds
-from fastinpaint.evaluation.metrics import ORIGINAL, STANDARD, Definition, measure
+from fastinpaint.evaluation.metrics import ORIGINAL, STANDARD, Definition, exact_convolutions, measure
 from fastinpaint.inference.inpainter import Inpainter
+
+Network = TypeVar("Network", bound=nn.Module)
 
 OURS, GIVEN = "fastinpaint", "results"
 HOLES_FOLDER = "holes"
@@ -52,6 +57,9 @@ class EvaluationOptions:
         slow_limit: Cases that slow baselines (biharmonic) are given, of evenly spaced pictures with all their holes.
         as_original: The original system's metrics, and its input of whole pictures.
         metrics: Names of metrics; None: all.
+        inception: Weight file for FID; None leaves FID out. See `features.FEATURE_FILES`.
+        lpips: Weight file for LPIPS; None leaves LPIPS out.
+        lpips_net: ``"alex"`` or ``"vgg"``: the network of that file.
         batch_size: Cases that a model fills at once.
         device: None takes CUDA if there is some.
 
@@ -73,6 +81,9 @@ class EvaluationOptions:
     slow_limit: int = 20
     as_original: bool = False
     metrics: tuple[str, ...] | None = None
+    inception: Path | None = None
+    lpips: Path | None = None
+    lpips_net: str = "alex"
     batch_size: int = 8
     device: str | None = None
 
@@ -144,6 +155,13 @@ class Evaluation:
             self.fillers[GIVEN] = GivenResults()
         for name in dict.fromkeys(options.baselines):
             self.fillers[LABELS[name]] = BaselineFiller(BASELINES[name])
+        self.notes: list[str] = []
+        self.frechet: dict[str, float] = {}
+        self._inception = self._feature_network("FID", "inception", options.inception, InceptionFeatures.from_file)
+        self._lpips = self._feature_network(
+            "LPIPS", options.lpips_net, options.lpips, lambda path: LpipsDistance.from_file(path, options.lpips_net)
+        )
+        self._features: dict[tuple[str, str], torch.Tensor] = {}  # method ("" for the truth), case -> (1, 2048)
         self._slow_cases = _some_pictures(self.specs, options.slow_limit)
         self._slow = {LABELS[name] for name in SLOW}
 
@@ -171,6 +189,8 @@ class Evaluation:
         bar.close()
         order = {method: place for place, method in enumerate(self.fillers)}
         everyone = [row for part in ranks.gather(rows) for row in part]
+        if self._inception is not None:
+            self.frechet = self._frechet_distances()
         everyone.sort(key=lambda row: (row.case, order[row.method]))
         if output is not None and self.rank == 0 and self.options.results is None:
             ratios = {row.case: row.ratio for row in everyone}
@@ -178,6 +198,33 @@ class Evaluation:
                 output / HOLES_FOLDER, self.specs, [ratios[i] for i in range(len(self.specs))], self.options.seed
             )
         return everyone
+
+    def _feature_network(
+        self, metric: str, kind: str, path: Path | None, load: Callable[[Path], Network]
+    ) -> Network | None:
+        """Load a network; without its file, note what to get and go on."""
+        if path is None or not path.exists():
+            found = "" if path is None else f" (there is nothing at {path})"
+            self.notes.append(f"{metric} is left out{found}: {missing_message(kind)}.")
+            return None
+        return load(path).to(self.device)
+
+    def _frechet_distances(self) -> dict[str, float]:
+        """FID of each method: its results beside the truth of every photograph, once each."""
+        gathered = {key: value for part in ranks.gather(self._features) for key, value in part.items()}
+        truth = torch.cat([value for (method, _), value in sorted(gathered.items(), key=_by_key) if not method])
+        distances = {}
+        for method in self.fillers:
+            mine = [value for (name, _), value in sorted(gathered.items(), key=_by_key) if name == method]
+            if min(len(mine), len(truth)) > 1:
+                distances[method] = frechet_distance(torch.cat(mine), truth)
+                fewest = min(len(mine), len(truth))
+                if fewest < FEWEST:
+                    self.notes.append(
+                        f"FID of {method} is of {fewest} pictures: below {FEWEST:,} it is biased upwards, "
+                        "so compare it at the same number only."
+                    )
+        return distances
 
     def fill(self, index: int, method: str) -> tuple[Case, Picture]:
         """Fill one case by one method again."""
@@ -204,6 +251,8 @@ class Evaluation:
             for group in _by_size(chosen, cases):
                 results = filler([cases[i] for i in group])
                 scores = self._measure(results, [cases[i] for i in group])
+                if self._inception is not None:
+                    self._keep_features(method, results, [batch[i] for i in group], [cases[i] for i in group])
                 for i, result, values in zip(group, results, scores, strict=True):
                     rows.append(Row(batch[i], method, cases[i].ratio, values))
                     if observe is not None:
@@ -222,7 +271,26 @@ class Evaluation:
             name: values.tolist()
             for name, values in measure(result, truth, hole, self.options.definition, names).items()
         }
+        if self._lpips is not None:
+            with torch.no_grad(), exact_convolutions():
+                pair = [image.float() / 127.5 - 1 for image in (result, truth)]
+                scores["lpips"] = self._lpips.distance(*pair).tolist()
+                if hole is not None:
+                    inside = self._lpips(*pair).mul(hole).sum((1, 2, 3)) / hole.sum((1, 2, 3))
+                    scores["lpips_hole"] = inside.tolist()
         return [{name: values[i] for name, values in scores.items()} for i in range(len(cases))]
+
+    @torch.no_grad()
+    def _keep_features(
+        self, method: str, results: Sequence[Picture], places: Sequence[int], cases: Sequence[Case]
+    ) -> None:
+        if self._inception is None:
+            return
+        for place, result, case in zip(places, results, cases, strict=True):
+            with exact_convolutions():
+                self._features[method, f"{place:09d}"] = self._inception(self._tensor([result])).cpu()
+                if ("", case.spec.name) not in self._features:
+                    self._features["", case.spec.name] = self._inception(self._tensor([case.truth])).cpu()
 
     def _tensor(self, pictures: Sequence[Picture]) -> torch.Tensor:
         return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).to(self.device)
@@ -241,6 +309,10 @@ def _by_size(chosen: Sequence[int], cases: Sequence[Case]) -> list[list[int]]:
     for i in chosen:
         groups.setdefault(cases[i].truth.shape, []).append(i)
     return list(groups.values())
+
+
+def _by_key(item: tuple[tuple[str, str], torch.Tensor]) -> tuple[str, str]:
+    return item[0]
 
 
 def table_of(rows: Sequence[Row], specs: Sequence[CaseSpec]) -> list[dict[str, Any]]:

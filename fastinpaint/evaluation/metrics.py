@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
@@ -72,12 +73,18 @@ def measure(
     scores: dict[str, Tensor] = {}
     for name in names or definition.metrics:
         if side >= definition.smallest.get(name, 1):
-            with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
+            with exact_convolutions():
                 whole, inside = definition.metrics[name](a, b, hole)
             scores[name] = whole.double()
             if inside is not None:
                 scores[f"{name}_hole"] = inside.double()
     return scores
+
+
+def exact_convolutions() -> AbstractContextManager[None]:
+    """Switch TF32 off, whose convolutions round to 10 bits, and nondeterministic algorithms too."""
+    flags: AbstractContextManager[None] = torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
+    return flags
 
 
 def _unit(image: Tensor) -> Tensor:

@@ -23,7 +23,15 @@ from fastinpaint.visualize.sheets import Cell, draw_sheet
 
 CASES, SUMMARY, TABLE, SHEET = "cases.csv", "summary.json", "report.md", "contact_sheet.png"
 _DIGITS = {"psnr": 2, "mae": 4}
-_TITLES = {"mae": "MAE", "psnr": "PSNR (dB)", "ssim": "SSIM", "ms_ssim": "MS-SSIM", "uqi": "UQI", "vif": "VIF"}
+_TITLES = {
+    "mae": "MAE",
+    "psnr": "PSNR (dB)",
+    "ssim": "SSIM",
+    "ms_ssim": "MS-SSIM",
+    "uqi": "UQI",
+    "vif": "VIF",
+    "lpips": "LPIPS",
+}
 
 
 def write_report(
@@ -105,12 +113,16 @@ def _markdown(evaluation: Evaluation, lines: Sequence[Line], pairs: Sequence[Lin
     for title, suffix in (("inside the hole", "_hole"), ("whole picture", "")):
         heading = f"{evaluation.judged} minus each other method, same cases, {title}"
         text += _section(heading, pairs, _names(pairs, definition, suffix), signed=True)
+    if evaluation.frechet:
+        text += ["", "### FID (lower), all results beside the true pictures", ""]
+        text += [f"- {method}: {value:.3f}" for method, value in evaluation.frechet.items()]
+    text += ["", *evaluation.notes]
     return "\n".join(text) + "\n"
 
 
 def _names(lines: Sequence[Line], definition: Definition, suffix: str) -> list[str]:
     found = {name for line in lines for name in line.scores}
-    return [name + suffix for name in definition.metrics if name + suffix in found]
+    return [name + suffix for name in (*definition.metrics, "lpips") if name + suffix in found]
 
 
 def _section(title: str, lines: Sequence[Line], names: Sequence[str], signed: bool = False) -> list[str]:
@@ -161,6 +173,8 @@ def _json(evaluation: Evaluation, lines: Sequence[Line], pairs: Sequence[Line], 
         "model_sha256": _sha256(options.model / "model.safetensors") if options.model is not None else None,
         "scores": [line.as_json() for line in lines],
         "differences": [line.as_json() for line in pairs],
+        "fid": evaluation.frechet,
+        "notes": evaluation.notes,
         "device": str(evaluation.device),
         "processes": evaluation.world,
         "versions": {

@@ -96,6 +96,8 @@ def write_onnx(program: torch.export.ExportedProgram, path: Path, what: str) -> 
         program, (), input_names=list(INPUTS[what]), output_names=list(OUTPUTS[what]), opset_version=OPSET,
         dynamo=True, verbose=False,
     )  # fmt: skip
+    if exported is None:
+        raise ValueError("torch.onnx.export gave no program")
     with atomic_write(path) as temporary:
         exported.save(str(temporary), external_data=False)
     model = onnx.load(str(path), load_external_data=False)
