@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-SUMMARY = "write a model as ONNX, as a torch.export program or as an AOTInductor package"
-FORMATS = {"onnx": ".onnx", "torch": ".pt2", "aoti": ".aoti.pt2"}
+SUMMARY = "write a model as ONNX and as a torch.export program"
+FORMATS = {"onnx": ".onnx", "torch": ".pt2"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,9 +42,6 @@ def run(options: argparse.Namespace) -> int:
             path = targets[what, form]
             if form == "torch":
                 write.write_program(program, path)
-                _describe(path)
-            elif form == "aoti":
-                write.write_package(program, path)
                 _describe(path)
             else:
                 opset = write.write_onnx(program, path, what)

@@ -1,4 +1,4 @@
-"""Write a generator as a torch.export program, an ONNX file or an AOTInductor package, and check the ONNX file."""
+"""Write a generator as a torch.export program or an ONNX file, and check the ONNX file."""
 
 from __future__ import annotations
 
@@ -102,12 +102,6 @@ def write_onnx(program: torch.export.ExportedProgram, path: Path, what: str) -> 
         exported.save(str(temporary), external_data=False)
     model = onnx.load(str(path), load_external_data=False)
     return max(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
-
-
-def write_package(program: torch.export.ExportedProgram, path: Path) -> None:
-    """Compile a program into an AOTInductor package (``.pt2``), which C++ loads without Python; needs a compiler."""
-    with atomic_write(path) as temporary:
-        torch._inductor.aoti_compile_and_package(program, package_path=str(temporary))
 
 
 def check_onnx(
