@@ -156,6 +156,10 @@ class Evaluation:
         for name in dict.fromkeys(options.baselines):
             self.fillers[LABELS[name]] = BaselineFiller(BASELINES[name])
         self.notes: list[str] = []
+        self._metrics = options.metrics or tuple(options.definition.metrics)
+        if options.metrics is None and "ms_ssim" in self._metrics and not _has_torchmetrics():
+            self._metrics = tuple(name for name in self._metrics if name != "ms_ssim")
+            self.notes.append("MS-SSIM is left out: it needs torchmetrics (pip install 'fastinpaint[evaluate]').")
         self.frechet: dict[str, float] = {}
         self._inception = self._feature_network("FID", "inception", options.inception, InceptionFeatures.from_file)
         self._lpips = self._feature_network(
@@ -264,9 +268,7 @@ class Evaluation:
         hole = torch.from_numpy(np.stack(holes))[:, None].to(self.device) if len(holes) == len(cases) else None
         result, truth = (self._tensor(pictures) for pictures in (results, [case.truth for case in cases]))
         side = min(truth.shape[-2:])
-        names = self.options.metrics
-        if names is not None:
-            names = tuple(name for name in names if side >= self.options.definition.smallest.get(name, 1))
+        names = tuple(name for name in self._metrics if side >= self.options.definition.smallest.get(name, 1))
         scores = {
             name: values.tolist()
             for name, values in measure(result, truth, hole, self.options.definition, names).items()
@@ -302,6 +304,14 @@ def _some_pictures(specs: Sequence[CaseSpec], limit: int) -> set[int]:
     count = min(len(names), max(limit * len(names) // len(specs), 1))
     chosen = {names[index * len(names) // count] for index in range(count)}
     return {index for index, spec in enumerate(specs) if spec.name in chosen}
+
+
+def _has_torchmetrics() -> bool:
+    try:
+        import torchmetrics  # noqa: F401
+    except ImportError:
+        return False
+    return True
 
 
 def _by_size(chosen: Sequence[int], cases: Sequence[Case]) -> list[list[int]]:
