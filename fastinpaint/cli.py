@@ -107,7 +107,11 @@ def _train(options: Arguments) -> int:
 
 
 def _inpaint_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", type=Path, required=True, help="folder with model.safetensors and config.json")
+    parser.add_argument(
+        "--model", default="small",
+        help="folder with model.safetensors and config.json, or the name of a model that ships with the package "
+        "(default: small)",
+    )  # fmt: skip
     parser.add_argument("--image", type=Path, required=True, help="an image, or a folder of them")
     parser.add_argument(
         "--mask", type=Path, required=True, help="mask image (white is hole), or a folder of the same names"
