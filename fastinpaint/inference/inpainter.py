@@ -205,7 +205,7 @@ def hole_of(mask: Mask) -> Tensor:
         ValueError: Another shape, or uint8 values of 0 and 1 only, which white-above-127 would read as no hole.
     """
     if isinstance(mask, Image.Image):
-        mask = np.asarray(mask.convert("L"))
+        mask = np.asarray(mask if mask.mode == "L" else mask.convert("L"))
     if isinstance(mask, np.ndarray):
         return _hole_of_array(mask)
     if not isinstance(mask, Tensor):
@@ -226,7 +226,7 @@ def _hole_of_array(mask: npt.NDArray[Any]) -> Tensor:
         raise ValueError(f"a mask array must be (H, W) or (H, W, 1), got {mask.shape}")
     if flat.dtype == np.uint8 and flat.max(initial=0) == 1:
         raise ValueError("a uint8 mask is hole above 127, but this one holds 0 and 1 only: give bool, or 0 and 255")
-    return torch.from_numpy(np.array(flat if flat.dtype == np.bool_ else flat > 127))[None, None]
+    return torch.from_numpy(flat.copy() if flat.dtype == np.bool_ else flat > 127)[None, None]
 
 
 def _check(image: Tensor, hole: Tensor) -> None:
