@@ -348,7 +348,7 @@ def readme_rows(folder: Path, names: list[str]) -> list[str]:
                 lines.append(f"| {results.title.split(':')[0]} | {row.case} | not measured | {row.failed} |")
                 continue
             cells = [
-                f"{rival} {_duration(row, timed)} ({row.microseconds(timed) / row.microseconds(best):.1f}x)"
+                f"{rival} {_duration(row, timed)} ({row.microseconds(timed) / row.microseconds(best):.3g}x)"
                 for rival in rivals
                 if (timed := fastest(row, rival))
             ]

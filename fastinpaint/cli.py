@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import fastinpaint
+from fastinpaint.evaluation import command as evaluate
+from fastinpaint.export import command as export
 
 Arguments = argparse.Namespace
 
@@ -223,6 +225,8 @@ COMMANDS = {
     "demo": Command("train a small model in minutes and fill holes in photographs", _demo_arguments, _demo),
     "train": Command("train a generator on a folder of images", _train_arguments, _train),
     "inpaint": Command("fill the holes of an image or of a folder of images", _inpaint_arguments, _inpaint),
+    "evaluate": Command(evaluate.SUMMARY, evaluate.add_arguments, evaluate.run),
+    "export": Command(export.SUMMARY, export.add_arguments, export.run),
     "convert": Command("convert a TensorFlow checkpoint of the original system", _convert_arguments, _convert),
     "masks": Command("write training masks as PNG files", _masks_arguments, _masks),
     "info": Command("print versions, devices and active backends", _info_arguments, _info),

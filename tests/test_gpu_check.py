@@ -189,9 +189,9 @@ def test_kernels_of_ncu_are_told_apart_by_operator(tmp_path):
     header = '"ID","Kernel Name","Section Name","Metric Name","Metric Unit","Metric Value"'
     rows = [
         (0, "spin_kernel(long)", "Duration", "us", "1"),
-        (1, "void ns::detect<float, 1>(Job)", "Duration", "ns", "9,500"),
-        (1, "void ns::detect<float, 1>(Job)", "Memory Throughput", "%", "40"),
-        (1, "void ns::detect<float, 1>(Job)", "Memory Throughput", "Gbyte/second", "999"),
+        (1, "void ns::detect<float, 1>(ns::Job)", "Duration", "ns", "9,500"),
+        (1, "void ns::detect<float, 1>(ns::Job)", "Memory Throughput", "%", "40"),
+        (1, "void ns::detect<float, 1>(ns::Job)", "Memory Throughput", "Gbyte/second", "999"),
         (2, "spin_kernel(long)", "Duration", "us", "1"),
         (3, "_forward_kernel", "Duration", "ms", "0.02"),
         (3, "_forward_kernel", "Registers Per Thread", "register/thread", "134"),

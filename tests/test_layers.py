@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from fastinpaint.models import layers
 from fastinpaint.models.discriminator import SpectralConv
 from fastinpaint.models.layers import ConvNorm, PatchAttention, PooledAttention, ResidualBlock, UpConvNorm
 from tests.golden_data import golden, load_golden, nchw, parameter, relative_error
@@ -104,3 +105,28 @@ def test_two_training_forwards_before_one_backward():
     layer, x = SpectralConv(3, 8, 2), torch.randn(1, 3, 16, 16)
     (layer(x).sum() + layer(x).sum()).backward()
     assert layer.convolution.weight.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("made", [lambda: ConvNorm(5, 8, 3, stride=2), lambda: UpConvNorm(5, 8, 4)])
+def test_without_the_bias_in_front_of_a_norm_nothing_changes(made, monkeypatch):
+    layer, x = made().double(), torch.randn(2, 5, 8, 12, dtype=torch.float64)
+    torch.nn.init.normal_(layer.convolution.bias)
+    cotangent = torch.randn_like(layer(x))
+    found = {}
+    for without in (False, True):
+        monkeypatch.setattr(layers, "_without_bias", lambda x, without=without: without)
+        layer.zero_grad()
+        leaf = x.clone().requires_grad_()
+        y = layer(leaf)
+        (y * cotangent).sum().backward()
+        found[without] = [y, leaf.grad, layer.convolution.weight.grad, layer.norm.weight.grad, layer.norm.bias.grad]
+        assert (layer.convolution.bias.grad is None) == without
+    torch.testing.assert_close(found[True], found[False], rtol=1e-9, atol=1e-9)
+
+
+def test_a_convolution_without_a_norm_keeps_its_bias(monkeypatch):
+    monkeypatch.setattr(layers, "_without_bias", lambda x: True)
+    layer, x = ConvNorm(5, 8, 3, norm=False, relu=False), torch.randn(2, 5, 8, 12)
+    before = layer(x)
+    torch.nn.init.ones_(layer.convolution.bias)
+    torch.testing.assert_close(layer(x), before + 1)

@@ -6,7 +6,13 @@ import torch
 from fastinpaint.losses import adversarial
 from fastinpaint.losses.matching import matching_loss
 from fastinpaint.losses.objective import InpaintObjective, LossWeights
-from fastinpaint.losses.perceptual import _BFloat16Gram, content_loss, gram_matrix, style_loss
+from fastinpaint.losses.perceptual import (
+    _BFloat16Gram,
+    _BFloat16SquaredDifference,
+    content_loss,
+    gram_matrix,
+    style_loss,
+)
 from fastinpaint.losses.pixel import masked_l1, total_variation
 from fastinpaint.models.discriminator import PatchDiscriminator
 from fastinpaint.models.generator import GeneratorOutput
@@ -255,19 +261,49 @@ def test_what_is_missing_is_named():
         LossWeights(adversarial_kind="wgan")
 
 
-def test_bfloat16_gram_has_the_values_and_gradients_of_float32():
-    features = torch.randn(2, 5, 4, 6).to(torch.bfloat16)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_bfloat16_gram_has_the_values_and_gradients_of_float32(layout):
+    features = torch.randn(2, 5, 4, 6).to(torch.bfloat16, memory_format=layout)
     exact = features.double().flatten(2).requires_grad_()
     weight = torch.randn(2, 5, 5, dtype=torch.float64)
     wanted = exact @ exact.transpose(1, 2)
     (wanted * weight).sum().backward()
     flat = features.flatten(2).requires_grad_()
+    assert flat.data_ptr() == features.data_ptr()
     found = _BFloat16Gram.apply(flat)
     (found * weight.float()).sum().backward()
     assert found.dtype == torch.float32
     torch.testing.assert_close(found.double(), wanted.detach(), rtol=1e-5, atol=1e-5)  # sums of exact products
     error = (flat.grad.double() - exact.grad).norm() / exact.grad.norm()
     assert error < 2**-8  # the gradient of the matrix and the result are rounded to 2^-9 each
+    assert flat.grad.stride() == flat.stride()
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_bfloat16_squared_difference_has_the_values_and_gradients_of_float64(layout):
+    maps, target = (torch.randn(n, 5, 4, 6).to(torch.bfloat16, memory_format=layout) for n in (6, 3))
+    exact = maps.double().requires_grad_()
+    wanted = (exact - target.double().repeat(2, 1, 1, 1)).square().sum()
+    leaf = maps.clone().requires_grad_()
+    found = _BFloat16SquaredDifference.apply(leaf, target)
+    for total in (wanted, found):
+        (total / 3).backward()  # a factor that bfloat16 does not hold
+    assert found.dtype == torch.float32
+    assert found.item() == pytest.approx(wanted.item(), rel=2**-9)
+    gradient = leaf.grad.double()
+    assert ((gradient - exact.grad).abs() <= 2**-7 * exact.grad.abs()).all()  # rounded twice
+    assert (gradient * exact.grad).sum() / exact.grad.square().sum() == pytest.approx(1, abs=2**-11)
+    assert leaf.grad.stride() == maps.stride()
+
+
+def test_targets_are_compared_with_each_batch_in_turn():
+    first, second, target = ([torch.randn(2, 4, size, size)] for size in (5, 5, 5))
+    both = [torch.cat([first[0], second[0]])]
+    torch.testing.assert_close(
+        2 * content_loss(both, target), content_loss(first, target) + content_loss(second, target)
+    )
+    grams = [gram_matrix(target[0])]
+    torch.testing.assert_close(2 * style_loss(both, grams), style_loss(first, grams) + style_loss(second, grams))
 
 
 def test_small_images_are_compared_inside_the_hole():

@@ -44,9 +44,9 @@ def _rounding(inputs, grad):
     """How far output and gradients in float32 may be from those in float64, as norms.
 
     A logit is a sum of d products: rounded d times, twice more when its base changes, and once when the shift is
-    subtracted. Errors of random sign add up to their root (times 5: exceeded once in a million); they are relative errors
-    of the weights, and so are those of exp and of a sum of weights (8 units). Every product that a weight enters is
-    then off by that share of its absolute value, before any terms cancel.
+    subtracted. Errors of random sign add up to their root (times 5: exceeded once in a million); they are relative
+    errors of the weights, and so are those of exp and of a sum of weights (8 units). Every product that a weight
+    enters is then off by that share of its absolute value, before any terms cancel.
     """
     query, key, value, grad = (x.double() for x in (*inputs, grad))
     unit = 2.0**-24
@@ -169,7 +169,8 @@ def test_lesser_instruction_sets(isa):
         f"if torch.ops.fastinpaint.cpu_isa() == {isa!r}:\n"
         "    for shape in t.SHAPES: t.test_float32_equals_float64(shape, 'native', None)\n"
         "    for scale, offset in ((8, 0), (30, 0), (1, 100)): t.test_large_logits_are_exact(scale, offset, 'native')\n"
-        "    for outlier in t.OUTLIERS: t.test_one_key_far_away_changes_nothing_but_its_own_weight(30, outlier, 'native')"
+        "    for outlier in t.OUTLIERS:\n"
+        "        t.test_one_key_far_away_changes_nothing_but_its_own_weight(30, outlier, 'native')"
     )
     subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "FASTINPAINT_ISA": isa})
 

@@ -1,3 +1,4 @@
+import copy
 import dataclasses
 import importlib.util
 import json
@@ -16,8 +17,10 @@ from fastinpaint.checkpoint.training_state import training_states
 from fastinpaint.data.dataset import InpaintDataset
 from fastinpaint.data.masks import MaskConfig, MaskSampler
 from fastinpaint.losses.objective import InpaintObjective, LossWeights
+from fastinpaint.models import layers
 from fastinpaint.models.discriminator import PatchDiscriminator
 from fastinpaint.models.generator import InpaintGenerator
+from fastinpaint.models.vgg import VGG19Features
 from fastinpaint.training.config import TrainConfig
 from fastinpaint.training.export import export_run
 from fastinpaint.training.interrupts import StopRequest
@@ -168,6 +171,11 @@ class TestLearner:
         wanted = torch.autograd.grad(total, list(discriminator.parameters()))
         for a, b in zip(found["discriminator"], wanted, strict=True):
             torch.testing.assert_close(a, b)
+
+    def test_the_layout_is_that_of_the_features_too(self):
+        objective = InpaintObjective(LossWeights(adversarial=0.0), VGG19Features())
+        Learner(InpaintGenerator(2), objective, channels_last=True)
+        assert objective.features.features[2].weight.is_contiguous(memory_format=torch.channels_last)
 
     def test_bfloat16_and_channels_last_learn(self):
         objective = InpaintObjective(LossWeights(adversarial=0.0, content=0.0, style=0.0))
@@ -321,6 +329,21 @@ class TestGraph:
         learner.forget_graph()
         learner.update(*next(batches(1, 48)))
         assert recorder.calls[-1] == "warm up"
+
+    def test_parameters_without_gradients_stay_and_resume_exactly(self, monkeypatch):
+        """On CUDA biases in front of a norm get no gradient."""
+        monkeypatch.setattr(layers, "_without_bias", lambda x: True)
+        options = {"ema": 0.9, "clip": 1.0, "cuda_graph": True}
+        learner, twin = (learner_of(1, **options, recorder=FakeRecorder()) for _ in range(2))
+        before = {name: value.clone() for name, value in learner.generator.named_parameters()}
+        self.updated(learner, 6)
+        unmoved = {name for name, value in learner.generator.named_parameters() if torch.equal(value, before[name])}
+        assert {"encoder.0.convolution.bias", "up_half.convolution.bias"} <= unmoved
+        assert "encoder.0.convolution.weight" not in unmoved
+        twin.load_state_dict(copy.deepcopy(learner.state_dict()))
+        assert self.updated(twin, 5) == self.updated(learner, 5)
+        assert_equal(twin.generator.state_dict(), learner.generator.state_dict())
+        assert_equal(twin.average.state_dict(), learner.average.state_dict())
 
     def test_the_adversary_joins_later(self):
         learner = learner_of(1, cuda_graph=True, recorder=FakeRecorder())

@@ -199,9 +199,9 @@ class InpaintObjective(nn.Module):
         maps = self.features(fakes)
         # A mean over twice the samples is half the sum of the two losses.
         if weights.content:
-            terms["content"] = 2 * weights.content * content_loss(maps, [t.repeat(2, 1, 1, 1) for t in targets])
+            terms["content"] = 2 * weights.content * content_loss(maps, targets)
         if weights.style:
-            grams = [gram_matrix(target).repeat(2, 1, 1) for target in targets]
+            grams = [gram_matrix(target) for target in targets]
             terms["style"] = 2 * weights.style * style_loss(maps, grams)
         return terms
 

@@ -42,26 +42,63 @@ class _BFloat16Gram(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         """d/dF of F F^T is (G + G^T) F."""
         (flat,) = ctx.saved_tensors
-        return (gradient + gradient.transpose(1, 2)).to(flat.dtype) @ flat
+        both = (gradient + gradient.transpose(1, 2)).to(flat.dtype)
+        if flat.stride(1) == 1:  # channels-last, and so is the gradient then
+            return (flat.transpose(1, 2) @ both).transpose(1, 2)
+        return both @ flat
 
 
 def content_loss(features: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
-    """0.2 * the sum over layers of mean((a - b)^2)."""
+    """0.2 * the sum over layers of mean((a - b)^2).
+
+    bfloat16 maps on CUDA are not widened: differences are rounded to bfloat16 (relative error 2^-9 each), their squares
+    are summed in float32.
+
+    Args:
+        features: Maps (k B, C, H, W), k at least 1.
+        targets: Maps (B, C, H, W), compared with each B samples of ``features`` in turn.
+    """
     pairs = zip(features, targets, strict=True)
-    return (
-        LAYER_WEIGHT
-        * torch.stack([(at_least_float32(a) - at_least_float32(b)).square().mean() for a, b in pairs]).sum()
-    )
+    return LAYER_WEIGHT * torch.stack([_mean_squared_difference(a, b) for a, b in pairs]).sum()
+
+
+def _mean_squared_difference(maps: Tensor, target: Tensor) -> Tensor:
+    with torch.autocast(maps.device.type, enabled=False):
+        if maps.is_cuda and maps.dtype == target.dtype == torch.bfloat16 and not target.requires_grad:
+            return _BFloat16SquaredDifference.apply(maps, target) / maps.numel()
+        parts = at_least_float32(maps).unflatten(0, (-1, target.shape[0]))  # (k, B, C, H, W)
+        return (parts - at_least_float32(target)).square().mean()
+
+
+class _BFloat16SquaredDifference(torch.autograd.Function):
+    """(k B, C, H, W) and (B, C, H, W), both bfloat16 -> the sum of squared differences, float32."""
+
+    @staticmethod
+    def forward(ctx: Any, maps: Tensor, target: Tensor) -> Tensor:
+        """Subtract in bfloat16, sum in float32."""
+        difference = torch.empty_like(maps)
+        for part, out in zip(maps.split(len(target)), difference.split(len(target)), strict=True):
+            torch.sub(part, target, out=out)
+        ctx.save_for_backward(difference)
+        return torch.linalg.vector_norm(difference, dtype=torch.float32).square()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        """Twice the differences times the gradient, in float32 before it is rounded once."""
+        (difference,) = ctx.saved_tensors
+        factor = (2 * gradient).reshape(1, 1, 1, 1)  # of rank 0 it would be rounded to bfloat16
+        return torch.mul(difference, factor, out=torch.empty_like(difference)), None
 
 
 def style_loss(features: Sequence[Tensor], target_grams: Sequence[Tensor]) -> Tensor:
     """0.2 * the sum over layers of sum((gram_a - gram_b)^2) / (B * H * W * C).
 
     Args:
-        features: Maps (B, C, H, W).
-        target_grams: ``gram_matrix`` of the target's maps.
+        features: Maps (k B, C, H, W), k at least 1; B counts all samples in the formula.
+        target_grams: ``gram_matrix`` of the target's maps, (B, C, C), compared with each B samples in turn.
     """
     layers = []
     for maps, target in zip(features, target_grams, strict=True):
-        layers.append((gram_matrix(maps) - target).square().sum() / maps.numel())
+        grams = gram_matrix(maps).unflatten(0, (-1, target.shape[0]))  # (k, B, C, C)
+        layers.append((grams - target).square().sum() / maps.numel())
     return LAYER_WEIGHT * torch.stack(layers).sum()

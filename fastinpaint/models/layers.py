@@ -24,6 +24,32 @@ def init_convolution(convolution: nn.Conv2d | nn.ConvTranspose2d) -> None:
         nn.init.zeros_(convolution.bias)
 
 
+def _without_bias(x: Tensor) -> bool:
+    """Say whether convolutions in front of a norm leave their bias out.
+
+    The norm takes each channel's mean away and with it any constant, so in exact arithmetic the bias changes neither
+    the result nor a gradient. On CUDA adding it is a pass over memory of its own, and so is its gradient, whose exact
+    value is 0.
+    """
+    return x.is_cuda
+
+
+class _NormedConv2d(nn.Conv2d):
+    """A convolution in front of a norm; its bias keeps converted weights whole and gets no gradient on CUDA."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        bias = None if _without_bias(x) else self.bias
+        return F.conv2d(x, self.weight, bias, self.stride, self.padding, self.dilation)
+
+
+class _NormedConvTranspose2d(nn.ConvTranspose2d):
+    """As ``_NormedConv2d``, transposed."""
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        bias = None if _without_bias(x) else self.bias
+        return F.conv_transpose2d(x, self.weight, bias, self.stride, self.padding)  # type: ignore[arg-type]
+
+
 class _WithInterior(torch.autograd.Function):
     """A padded map and its interior; plain slicing would hand contiguous gradients back, in two passes each."""
 
@@ -87,7 +113,8 @@ class ConvNorm(nn.Module):
     ) -> None:
         super().__init__()
         self.padding = rate * (kernel_size - 1) // 2
-        self.convolution = nn.Conv2d(in_channels, out_channels, kernel_size, stride, dilation=rate)
+        convolution = _NormedConv2d if norm else nn.Conv2d
+        self.convolution = convolution(in_channels, out_channels, kernel_size, stride, dilation=rate)
         self.norm = nn.InstanceNorm2d(out_channels, NORM_EPS, affine=True) if norm else None
         self.relu = relu
         init_convolution(self.convolution)
@@ -121,7 +148,7 @@ class UpConvNorm(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int) -> None:
         super().__init__()
-        self.convolution = nn.ConvTranspose2d(
+        self.convolution = _NormedConvTranspose2d(
             in_channels, out_channels, kernel_size, stride=2, padding=(kernel_size - 2) // 2
         )
         self.norm = nn.InstanceNorm2d(out_channels, NORM_EPS, affine=True)

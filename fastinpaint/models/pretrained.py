@@ -117,18 +117,20 @@ def _stored(name: str, tensor: torch.Tensor, dtype: torch.dtype | None) -> torch
 
 
 def load_exactly(module: nn.Module, tensors: dict[str, torch.Tensor], source: str, *, keep_types: bool = False) -> None:
-    """Load a state dict. ``keep_types`` makes the given tensors the module's own instead of copying their values.
+    """Copy a state dict into a module. ``keep_types`` gives the module's tensors the types of those that it gets.
 
     Raises:
         ValueError: A name, a shape or a kind of number differs, or a value is not finite; it names ``source``.
     """
-    for name, wanted in module.state_dict().items():
+    for name, wanted in module.state_dict(keep_vars=True).items():
         tensor = tensors.get(name, wanted)
         if tensor.is_floating_point() != wanted.is_floating_point():
             raise ValueError(f"{source} does not fit {type(module).__name__}: {name} is {tensor.dtype}")
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise ValueError(f"{source} is unusable: {name} holds NaN or infinite values")
+        if keep_types:
+            wanted.data = wanted.data.to(tensor.dtype)
     try:
-        module.load_state_dict(tensors, assign=keep_types)
+        module.load_state_dict(tensors)  # a copy: tensors of a file may be unaligned, which changes the last bits
     except RuntimeError as error:
         raise ValueError(f"{source} does not fit {type(module).__name__}: {error}") from error

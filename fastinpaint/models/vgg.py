@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fastinpaint.checkpoint.files import PathLike, load_safetensors, require_file
+from fastinpaint.models.conv_relu import conv_relu
 from fastinpaint.models.pretrained import load_exactly
 
 # Up to conv5_1, the deepest layer that the loss reads: (convolutions, width) of each block.
@@ -51,9 +52,13 @@ class VGG19Features(nn.Module):
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """(B, 3, H, W) in [-1, 1] -> five feature maps, shallow to deep."""
         maps = []
-        x = image
+        x, activated = image, None  # by the convolution already
         for index, layer in enumerate(self.features):
-            x = layer(x)
+            if isinstance(layer, nn.ReLU) and activated is not None:
+                x = activated
+            else:
+                activated = conv_relu(x, layer) if isinstance(layer, nn.Conv2d) else None
+                x = layer(x) if activated is None else x
             if index in TAPS:
                 maps.append(x)
         return tuple(maps)

@@ -36,7 +36,7 @@ from fastinpaint.training.interrupts import StopRequest, prepare_worker
 from fastinpaint.training.learner import Learner
 from fastinpaint.training.metrics import MetricsLog, draw_curves, read_metrics
 from fastinpaint.training.samples import SampleBatches, SampleStream
-from fastinpaint.training.sheets import draw_sheet, edge_cell, gradient_cell, hole_cell, picture_cell
+from fastinpaint.visualize.sheets import draw_sheet, edge_cell, gradient_cell, hole_cell, picture_cell
 
 _SAMPLE_MASKS = 2**40  # mask steps that no run reaches, for the sample pictures
 _IN_FLIGHT = 2  # updates that may be queued on a GPU before the host waits

@@ -58,3 +58,15 @@ def test_equals_the_recorded_table(compiled):
         pytest.skip(f"resources were recorded with Triton {', '.join(recorded)}, not {version}")
     update = "after a change that is meant: python -m tests.kernels.ahead tests/kernels/resources.json"
     assert table == recorded[version], update
+
+
+def test_new_sizes_need_no_new_compilation():
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["PYTHONPATH"] = os.pathsep.join(["kernels", *filter(None, [environment.get("PYTHONPATH")])])
+    command = [sys.executable, "-m", "tests.kernels.compilations"]
+    counted = json.loads(subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, check=True).stdout)
+    assert len(counted["batches"]) == 5
+    assert set(counted["batches"].values()) == {1}
+    # The structure loss has one kernel for sides that divide evenly and one for the others.
+    assert counted["sides"].pop("structure_loss_forward_kernel") == 2
+    assert set(counted["sides"].values()) == {1}

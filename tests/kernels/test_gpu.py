@@ -14,6 +14,7 @@ pytestmark = pytest.mark.gpu
 # precision: attention weights and their gradients are rounded between products.
 TOLERANCE = {torch.float32: 3e-5, torch.bfloat16: 2e-2, torch.float16: 4e-3}
 OPS = ("pooled_attention", "patch_attention", "structure_loss", "instance_norm", "instance_norm channels-last")
+OPS += ("structure_loss channels-last", "sobel_edges", "sobel_edges channels-last", "edge_priority")
 
 
 def _case(op, device, dtype=torch.float32, large=False):
@@ -29,10 +30,15 @@ def _case(op, device, dtype=torch.float32, large=False):
         ]
     if op.startswith("instance_norm"):
         return _instance_norm_case(op, device, dtype, (2, 64, 256, 256) if large else (2, 24, 13, 18))
+    layout = torch.channels_last if op.endswith("channels-last") else torch.contiguous_format
+    if op.startswith("sobel_edges") or op == "edge_priority":
+        image = torch.rand((2, 1 if op == "edge_priority" else 3, *((256, 192) if large else (19, 70))), device=device)
+        run = fi.edge_priority if op == "edge_priority" else fi.sobel_edges
+        return lambda leaves, backend: run(*leaves, backend=backend), [image.to(dtype).to(memory_format=layout)]
     sides = (256, 128, 64) if large else (50, 37, 11)
     image = torch.rand(2, 3, sides[0], sides[0], device=device) * 2 - 1
     edges = [torch.rand(2, 1, s, s, device=device) < 0.1 for s in sides]
-    leaves = [torch.randn(2, 6, s, s, device=device).to(dtype) for s in sides]
+    leaves = [torch.randn(2, 6, s, s, device=device).to(dtype).to(memory_format=layout) for s in sides]
 
     def loss(leaves, backend):  # large enough to keep float16 gradients normal
         target = image.double() if backend == "reference" else image
