@@ -296,7 +296,7 @@ def unpack(archive: Path, out: Path | None = None) -> tuple[Path, list[str]]:
             if content is None or not member.name.endswith(".json"):
                 continue
             fields = json.loads(content.read())
-            if isinstance(fields, dict) and "rows" in fields and "circumstances" in fields:
+            if isinstance(fields, dict) and fields.get("rows") and "circumstances" in fields:
                 found[Path(member.name).stem] = _results(fields)
     if not found:
         raise ValueError(f"{archive} holds no benchmark's JSON")
