@@ -749,3 +749,21 @@ def pooled_attention_backward(
             key_slots, value_slots, query_slots, grad_slots, lse, delta, grads[1], grads[2], *shared
         )
     return grads
+
+
+def tune(
+    batch: int, queries: int, keys: int, width: int, value_width: int, *, dtype: torch.dtype, device: torch.device
+) -> None:
+    """Choose the configurations for a problem by running both directions on random numbers; a disk cache keeps them.
+
+    Args:
+        batch, queries, keys, width, value_width: B, N, M, d and dv of ``pooled_attention_forward``.
+        dtype: float32, bfloat16 or float16.
+        device: A CUDA device. Call this before a CUDA graph is captured: nothing can be measured in a capture.
+    """
+    query, key, value = (
+        torch.randn(batch, rows, columns, dtype=dtype, device=device)
+        for rows, columns in ((queries, width), (keys, width), (keys, value_width))
+    )
+    output, lse = pooled_attention_forward(query, key, value)
+    pooled_attention_backward(output, query, key, value, output, lse)

@@ -185,3 +185,12 @@ def test_nan_is_seen_where_it_belongs(dtype):
         spoilt = key.clone()
         spoilt[0, i, 3] = float("nan")
         assert kernels.pooled_attention_forward(query, spoilt, value)[0].isnan().all()
+
+
+def test_tune_runs_every_kernel(monkeypatch):
+    launched = []
+    for name in ("_forward_kernel", "_query_gradient_kernel", "_key_gradient_kernel"):
+        kernel = getattr(kernels, name)
+        monkeypatch.setattr(kernel, "_launch", lambda *_, name=name: launched.append(name))
+    kernels.tune(1, 9, 5, 4, 3, dtype=torch.bfloat16, device=torch.device("cpu"))
+    assert launched == ["_forward_kernel", "_query_gradient_kernel", "_key_gradient_kernel"]
