@@ -136,11 +136,14 @@ def test_one_key_far_away_as_reported():
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("size", [1e24, 1e37])
 def test_large_values_do_not_overflow(size, backend):
-    for scale in (1, 5):  # 2^logit as it is, or minus the largest logit
-        query, key, value = _inputs(1, 33, 200, 8, 3)
-        query, value = query * scale, value.abs() + 0.5
-        output = fi.pooled_attention(query, key, value * size, backend=backend)
-        torch.testing.assert_close(output / size, fi.pooled_attention(query, key, value, backend="reference"))
+    query, key, value = _inputs(1, 33, 200, 8, 3)
+    aligned = torch.zeros(8)
+    aligned[0] = 5.8  # logits of up to 33.6, so powers of two of up to 2^48.5
+    value = value.abs() + 0.5
+    opposite = aligned * (-1.0) ** torch.arange(200)[:, None]
+    for q, k in ((query, key), (query * 5, key), (query * 0.01 + aligned, key * 0.01 + opposite)):
+        output = fi.pooled_attention(q, k, value * size, backend=backend)
+        torch.testing.assert_close(output / size, fi.pooled_attention(q, k, value, backend="reference"))
 
 
 @native_only

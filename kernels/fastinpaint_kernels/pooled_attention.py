@@ -10,8 +10,8 @@ Each group is as wide as the head. The product of the rows of query and key is l
 that of gradient and value is what the weight's gradient multiplies; and a column of ones makes the product that adds
 up the weighted values add up the weights, too.
 
-The shift of a row is its largest logit among a sample of the keys. Sums that overflow, because another logit is larger
-by 80 or more, are taken again with a running maximum.
+The shift of a row is its largest logit among a sample of the keys, plus 28. Where another logit turns out to be
+larger than that, so that weights above 1 appear, the block of rows is done again with the largest of all logits.
 
 Precision. bfloat16: logits are exact products summed in float32; weights are rounded to bfloat16 before they meet the
 values, numerator and denominator alike. float32 and float16: every number is a sum of three bfloat16 numbers and all
@@ -35,7 +35,7 @@ _STEP = 32  # of which this many are written at a time
 _LOG2_E = tl.constexpr(1.4426950408889634)
 _LN_2 = tl.constexpr(0.6931471805599453)
 _LARGEST = tl.constexpr(3.4028234663852886e38)
-_TOO_LARGE = tl.constexpr(1e36)  # a sum that may have overflowed
+_HEADROOM = tl.constexpr(40.0)  # of scores below the first guess of the largest, so that most larger ones fit
 
 
 def _config(queries: int, keys: int, warps: int, poly: int = 0, stages: int = 3) -> triton.Config:
@@ -180,13 +180,13 @@ def _store_rows(p_rows, b_rows, o_row, rows, WIDTH: tl.constexpr):
 
 @triton.jit
 def _polynomial_exp2(b):
-    """2^b to 1e-4 of itself on the units for sums and products; 2^-128 (nearly 0) below, infinity above 2^128."""
-    b = tl.clamp(b * 0.00390625 + 0.5, 0.0, 1.0)  # b / 256 + 1 / 2
-    b_whole = b + 49151.5  # 1.5 * 2^15 - 1 / 2: round(256 b) - 128 in the low bits
-    b -= b_whole - 49151.5
-    b_power = 0.05550410866 * 16777216.0
-    b_power = b_power * b + 0.2402264791 * 65536.0
-    b_power = b_power * b + 0.6931471806 * 256.0
+    """2^b to 2^-13 of itself on the units for sums and products; 0 from -127 down, 2 from 1 up, where b is NaN 0."""
+    b = tl.clamp(b * 0.0078125 + 0.9921875, 0.0, 1.0)  # (b + 127) / 128, and one instruction
+    b_whole = b + 98303.0078125  # 1.5 * 2^16 - 127 / 128: the low bits are those of the nearest integer to b
+    b -= b_whole - 98303.0078125
+    b_power = 0.0550098209 * 2097152.0  # minimax for an exact 1 at 0, times powers of 128
+    b_power = b_power * b + 0.242211058 * 16384.0
+    b_power = b_power * b + 0.693282721 * 128.0
     b_power = b_power * b + 1.0
     b_bits = b_power.to(tl.int32, bitcast=True) + (b_whole.to(tl.int32, bitcast=True) << 23)
     return b_bits.to(tl.float32, bitcast=True)
@@ -479,7 +479,7 @@ def _forward_kernel(
     b_score = tl.dot(b_query, tl.trans(tl.load(p_sample)), input_precision=PRECISION)
     if EXACT:
         b_score = tl.dot(b_query_2, tl.trans(tl.load(p_sample + SLOTS)), b_score)
-    b_shift = tl.max(b_score, 1)
+    b_shift = tl.max(b_score, 1) + (_HEADROOM if FOLD else 0.0)
     b_query, b_shift = _shifted(b_query, b_shift, GROUP, GROUPS, SLOTS, FOLD)
     b_sum = tl.zeros((BLOCK_N, VALUE_SLOTS), tl.float32)
     attempt = 0
@@ -489,7 +489,10 @@ def _forward_kernel(
             SLOTS, VALUE_SLOTS, FOLD, EXACT, PRECISION, BLOCK_M, POLY,
         )  # fmt: skip
         attempt += 1
-        if tl.max(tl.max(tl.where(tl.abs(b_sum) < _TOO_LARGE, 0, 1), 1), 0) == 0:
+        # Polynomial weights end at 2, so a sum of weights below 1 (an infinity without them) is right.
+        m_total = tl.arange(0, VALUE_SLOTS) == VALUE_GROUPS * VALUE_GROUP
+        b_limit = tl.where(m_total, 1.0 if FOLD else float("inf"), float("inf"))
+        if tl.max(tl.max(tl.where(tl.abs(b_sum) < b_limit[None, :], 0, 1), 1), 0) == 0:
             attempt = 2
         if attempt == 1:
             b_query, _ = _shifted(b_query, tl.zeros((BLOCK_N,), tl.float32), GROUP, GROUPS, SLOTS, FOLD)
@@ -746,3 +749,21 @@ def pooled_attention_backward(
             key_slots, value_slots, query_slots, grad_slots, lse, delta, grads[1], grads[2], *shared
         )
     return grads
+
+
+def tune(
+    batch: int, queries: int, keys: int, width: int, value_width: int, *, dtype: torch.dtype, device: torch.device
+) -> None:
+    """Choose the configurations for a problem by running both directions on random numbers; a disk cache keeps them.
+
+    Args:
+        batch, queries, keys, width, value_width: B, N, M, d and dv of ``pooled_attention_forward``.
+        dtype: float32, bfloat16 or float16.
+        device: A CUDA device. Call this before a CUDA graph is captured: nothing can be measured in a capture.
+    """
+    query, key, value = (
+        torch.randn(batch, rows, columns, dtype=dtype, device=device)
+        for rows, columns in ((queries, width), (keys, width), (keys, value_width))
+    )
+    output, lse = pooled_attention_forward(query, key, value)
+    pooled_attention_backward(output, query, key, value, output, lse)
