@@ -115,7 +115,8 @@ def _column_weights(o_x, o_first, width, NARROW: tl.constexpr, FIXED: tl.constex
     b_weights = ()
     for k in tl.static_range(9):
         b_weight = _weight(o_x, o_first, width, k, NARROW)
-        b_weights = b_weights + ((b_weight * _ONE + 0.5).to(tl.int32) if FIXED else b_weight,)  # noqa: RUF005
+        b_weight = (b_weight * _ONE + 0.5).to(tl.int32) if FIXED else b_weight
+        b_weights = b_weights + (b_weight,)  # type: ignore[assignment]  # noqa: RUF005
     return b_weights
 
 
@@ -267,10 +268,10 @@ def _forward_kernel(  # noqa: PLR0915
             y = first_y + first_row + row
             m_row = m_x if REGULAR else m_x & (y < height)
             b_row = _blur_row(p_map, y + 4, height, width, o_first, b_weights, NARROW)
-            b_rows = b_rows + (b_row,)  # noqa: RUF005
-            b_priority = _blur_down(b_rows, y, height, REGULAR, STEP, row) * (1 / _ONE if FIXED else 1.0)
+            b_nine = b_rows + (b_row,)  # noqa: RUF005
+            b_priority = _blur_down(b_nine, y, height, REGULAR, STEP, row) * (1 / _ONE if FIXED else 1.0)
             b_priority = tl.where(m_row, b_priority, 0.0)
-            b_rows = b_rows[1:]
+            b_rows = b_nine[1:]
 
             p_row = p_image + _source(y + 1, height, image_height, REGULAR) * row_length
             b_down = _image_row(p_row, image_plane, o_left, o_centre, o_right)

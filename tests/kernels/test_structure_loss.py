@@ -1,3 +1,6 @@
+import sys
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -81,6 +84,38 @@ def test_signs_and_priorities_are_kept_for_gradients_only():
     terms, _, priorities, signs = kernels.structure_loss_forward(image, predictions, edges, 20.0, 0.1, keep=False)
     assert torch.equal(terms, kernels.structure_loss_forward(image, predictions, edges, 20.0, 0.1)[0])
     assert priorities.numel() == signs.numel() == 0
+
+
+def test_the_kernel_leaves_its_counts_zero(monkeypatch):
+    case = _case(2, (20, 12), [(20, 12), (5, 6)])
+    counts = torch.zeros(kernels.MAX_SCALES, dtype=torch.int32)
+    monkeypatch.setattr(kernels, "_zeroed_counts", lambda image: counts)
+    first, second = (kernels.structure_loss_forward(*case, 20.0, 0.1, keep=False)[0] for _ in range(2))
+    assert not counts.any()
+    assert torch.equal(first, second)
+
+
+def test_calls_that_may_run_at_once_share_no_counts(monkeypatch):
+    image = SimpleNamespace(is_cuda=True, device="cuda:0", get_device=lambda: 0, new_zeros=torch.zeros)
+    monkeypatch.setattr(kernels, "_counts", {})
+    monkeypatch.setattr(kernels, "_counts_for_graphs", {})
+    monkeypatch.delitem(sys.modules, "torch._inductor.cudagraph_trees", raising=False)
+
+    def counts(stream, capturing=False):
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=stream))
+        monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
+        found = kernels._zeroed_counts(image)
+        assert found.shape == (kernels.MAX_SCALES,)
+        assert not found.any()
+        return found.data_ptr()
+
+    kept = [counts(0, capturing=True), counts(0), counts(7), *(counts(7, capturing=True) for _ in range(40))]
+    assert counts(0) == kept[1]
+    assert counts(7) == kept[2]
+    assert len(set(kept[1:34])) == 33
+    monkeypatch.setitem(sys.modules, "torch._inductor.cudagraph_trees", None)
+    assert counts(8) not in kept[1:34]
+    assert (0, 8) not in kernels._counts
 
 
 def test_empty_batch():
