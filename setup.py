@@ -7,11 +7,12 @@ Environment:
     TORCH_CUDA_ARCH_LIST   compute capabilities to compile for; those of the GPUs there are, or 8.0;9.0+PTX.
     FASTINPAINT_SANITIZE   address (undefined behaviour too) or thread: compile the CPU kernels with that sanitizer of
                            GCC, into build/sanitize/address or thread, never in place. `make sanitize` needs both.
-    CXX, MAX_JOBS          the compiler, and how many of it run at a time.
+    CXX, MAX_JOBS          the compiler, with options if need be ("g++ -Wshadow"), and how many of it run at a time.
 """
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sysconfig
@@ -20,10 +21,13 @@ from typing import Any
 
 from setuptools import setup
 
+ROOT = Path(__file__).parent.resolve()
 TORCH_TARGET_VERSION = "0x020a000000000000"  # 2.10: the oldest torch that the binary loads into
 CXX_FLAGS = [
     "-O3",
     "-fvisibility=hidden",
+    "-g0",  # the distribution's Python may ask for -g: debug information is ten times the library
+    f"-ffile-prefix-map={ROOT}=.",  # no path of this machine in the library
     "-ffp-contract=off",  # a fused multiply-add rounds differently: every instruction set must give the same bits
     "-fno-math-errno",
     "-fno-trapping-math",
@@ -43,7 +47,18 @@ SANITIZE_FLAGS = [  # after CXX_FLAGS
     "-D_GLIBCXX_ASSERTIONS",  # std::vector checks its indices
     "-DFASTINPAINT_SANITIZE",  # csrc/kept_memory.h
 ]
-NVCC_FLAGS = ["-O3", "-std=c++17", "-fmad=false", "-Xcompiler=-fvisibility=hidden,-ffp-contract=off"]
+NVCC_FLAGS = [
+    "-O3",
+    "-std=c++17",
+    "-fmad=false",
+    f"-Xcompiler=-fvisibility=hidden,-ffp-contract=off,-g0,-ffile-prefix-map={ROOT}=.",
+]
+
+
+def split_compiler() -> tuple[str, list[str]]:
+    """The compiler that CXX names, and its options."""
+    name, *options = shlex.split(os.environ.get("CXX", "")) or ["c++"]
+    return name, options
 
 
 def missing_for_extension() -> str | None:
@@ -52,7 +67,7 @@ def missing_for_extension() -> str | None:
         return "FASTINPAINT_NO_EXT=1"
     if os.name == "nt":
         return "the sources use GCC's vector extensions, which MSVC lacks"
-    compiler = os.environ.get("CXX", "c++").split()[0]
+    compiler = split_compiler()[0]
     if shutil.which(compiler) is None:
         return f"no C++ compiler: {compiler!r} is not on the PATH (set CXX)"
     if not Path(sysconfig.get_paths()["include"], "Python.h").is_file():
@@ -125,11 +140,17 @@ def extension_options() -> dict[str, Any]:
     gap = missing_for_cuda()
     if gap is not None:
         print(f"fastinpaint: compiling for the CPU alone ({gap}).")
+    compiler, more = split_compiler()
+    if more:  # torch takes CXX for a file's name
+        os.environ["CXX"] = compiler
     extension = CppExtension(
         "fastinpaint._C",
         sorted(map(str, [*Path("csrc").glob("*.cpp"), *([] if gap else Path("csrc/cuda").glob("*.cu"))])),
         depends=sorted(str(path) for path in Path("csrc").rglob("*") if path.suffix in {".h", ".inc", ".cuh"}),
-        extra_compile_args={"cxx": [*defines(not gap), *CXX_FLAGS], "nvcc": [*defines(not gap), *NVCC_FLAGS]},
+        extra_compile_args={
+            "cxx": [*defines(not gap), *CXX_FLAGS, *more],
+            "nvcc": [*defines(not gap), *NVCC_FLAGS],
+        },
         py_limited_api=True,
         **({} if gap else cuda_options()),
     )

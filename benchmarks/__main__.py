@@ -10,7 +10,7 @@ import torch
 from benchmarks import stand_in
 from benchmarks.machine import CEILINGS
 from benchmarks.results import COMPILED, Results, compact, draw, table
-from benchmarks.suite import Benchmark, find_benchmarks, run
+from benchmarks.suite import Benchmark, find_benchmarks, run, run_once
 
 
 def main() -> None:
@@ -28,6 +28,7 @@ def main() -> None:
         "--compiled", choices=("no", "yes", "only"), default="yes",
         help="leave out rivals that wait for a compiler, or time them alone beside ours, into NAME_compiled.json",
     )  # fmt: skip
+    parser.add_argument("--once", action="store_true", help="run ours once and time nothing, to have it compiled")
     parser.add_argument("--compact", action="store_true", help="short tables, no plots")
     parser.add_argument("--ceilings", type=Path, help="file that keeps this machine's ceilings from run to run")
     parser.add_argument("--dry-run", action="store_true", help="tiny cases on a CPU that stands in for a GPU")
@@ -49,6 +50,9 @@ def main() -> None:
 
 def run_one(benchmark: Benchmark, name: str, options: argparse.Namespace) -> bool:
     """Run one benchmark, keep what there is after every case, print its table; False if it failed."""
+    if options.once:
+        run_once(benchmark, options.device, options.skip, dry=options.dry_run)
+        return True
     done: list[Results] = []
     name = options.name or name
     if options.compiled == "only":

@@ -24,7 +24,7 @@ def cases(device: str) -> list[Case]:
     rows = {
         "cpu": [(1, side, float32, 64) for side in (128, 256, 512)],
         "cuda": [(16, 256, bfloat16, 64), (1, 256, bfloat16, 64), (16, 256, float32, 64)],
-        "dry": [(1, 32, bfloat16, 16)],
+        "dry": [(1, 16, bfloat16, 16)],
     }
     return [_case(*row) for row in rows[device]]
 

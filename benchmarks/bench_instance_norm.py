@@ -18,9 +18,10 @@ def cases(device: str) -> list[Case]:
     if device == "cpu":
         return [_case((1, 64, side), torch.float32, False, back) for back in (False, True) for side in (64, 128)]
     shapes = GENERATORS if device == "cuda" else ((1, 8, 8),)
-    rows = [_case(shape, torch.bfloat16, True, back) for shape in shapes for back in (False, True)]
+    passes = (False, True) if device == "cuda" else (True,)
+    rows = [_case(shape, torch.bfloat16, True, back) for shape in shapes for back in passes]
     # A residual block's second norm: no ReLU, the block's input added.
-    return [*rows, *(_case(shapes[-1], torch.bfloat16, True, back, residual=True) for back in (False, True))]
+    return [*rows, *(_case(shapes[-1], torch.bfloat16, True, back, residual=True) for back in passes)]
 
 
 def _case(shape: Shape, dtype: torch.dtype, channels_last: bool, backward: bool, residual: bool = False) -> Case:
@@ -63,7 +64,7 @@ def rivals(
 
     def eager() -> Tensor:
         with torch.autocast(maps[0].device.type, enabled=False):
-            result = F.instance_norm(maps[0], weight=affine[0].to(dtype), bias=affine[1].to(dtype), eps=EPS)
+            result = F.instance_norm(maps[0], weight=affine[0], bias=affine[1], eps=EPS)
         result = F.relu(result) if added is None else result + added
         return F.pad(result, (padding,) * 4, mode="reflect") if padding else result
 

@@ -31,7 +31,7 @@ def cases(device: str) -> list[Case]:
             rows = [(16, 256, width, dtype, backward) for width in (4, 8, 16) for dtype, backward in kinds]
             rows += [(16, 256, 4, float32, False), (1, 256, 4, bfloat16, False)]
         else:
-            rows = [(1, 8, 4, dtype, backward) for dtype, backward in kinds]
+            rows = [(1, 8, 4, dtype, True) for dtype in (bfloat16, float32)]
     else:
         widest = [(1, side, 4, float32, backward) for backward in (False, True) for side in (64, 128, 256, 512)]
         rows = [*widest, (1, 1024, 4, float32, False)]
@@ -129,7 +129,8 @@ BENCHMARK = Benchmark(
     cases=cases,
     rivals=rivals,
     truth=("eager", "scaled_dot_product_attention"),
-    tolerance=lambda _, dtype, **__: 2e-5 if dtype == torch.float32 else 3e-2,
+    # On a GPU ours takes three TensorFloat-32 products for one of float32.
+    tolerance=lambda device, dtype, **_: 3e-2 if dtype != torch.float32 else 2e-5 if device == "cpu" else 1e-4,
     notes=(
         "On a GPU SDPA is given heads padded by zeros to a multiple of 8, which its kernels want; the padding counts.",
     ),

@@ -296,7 +296,7 @@ def unpack(archive: Path, out: Path | None = None) -> tuple[Path, list[str]]:
             if content is None or not member.name.endswith(".json"):
                 continue
             fields = json.loads(content.read())
-            if isinstance(fields, dict) and "rows" in fields and "circumstances" in fields:
+            if isinstance(fields, dict) and fields.get("rows") and "circumstances" in fields:
                 found[Path(member.name).stem] = _results(fields)
     if not found:
         raise ValueError(f"{archive} holds no benchmark's JSON")
@@ -348,7 +348,7 @@ def readme_rows(folder: Path, names: list[str]) -> list[str]:
                 lines.append(f"| {results.title.split(':')[0]} | {row.case} | not measured | {row.failed} |")
                 continue
             cells = [
-                f"{rival} {_duration(row, timed)} ({row.microseconds(timed) / row.microseconds(best):.1f}x)"
+                f"{rival} {_duration(row, timed)} ({row.microseconds(timed) / row.microseconds(best):.3g}x)"
                 for rival in rivals
                 if (timed := fastest(row, rival))
             ]

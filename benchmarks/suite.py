@@ -199,8 +199,7 @@ def run(
         dry: Take the tiny cases.
         keep: Called after every case with what there is.
     """
-    cases = [case for case in benchmark.cases("dry" if dry else device) if wanted in case.name]
-    cases = [case for case in cases if not any(part in case.name for part in skipped.split(",") if part)]
+    cases = _cases(benchmark, "dry" if dry else device, wanted, skipped)
     notes = [*benchmark.notes, *(f"{name} is not compared: {what}." for name, what in benchmark.differs.items())]
     if device == "cuda":
         notes.append("Times are CUDA events around calls that follow each other, inputs rotated among sets.")
@@ -212,6 +211,24 @@ def run(
         if device == "cuda":
             release_memory()
     return results
+
+
+def run_once(benchmark: Benchmark, device: str, skipped: str = "", *, dry: bool = False) -> None:
+    """Run ours of every case once, whatever comes of it: its kernels are compiled and cached on disk."""
+    for case in _cases(benchmark, "dry" if dry else device, "", skipped):
+        try:
+            call = benchmark.rivals(device, **case.options)[benchmark.ours[device]]
+            if not isinstance(call, str):
+                call()
+        except Exception as error:
+            print(f"{case.name}: {_first_line(error)}", flush=True)
+        if device == "cuda":
+            release_memory()
+
+
+def _cases(benchmark: Benchmark, device: str, wanted: str, skipped: str) -> list[Case]:
+    parts = [part for part in skipped.split(",") if part]
+    return [c for c in benchmark.cases(device) if wanted in c.name and not any(part in c.name for part in parts)]
 
 
 def _row(benchmark: Benchmark, case: Case, device: str, budget: float, compiled: Compiled) -> Row:

@@ -30,7 +30,7 @@ def rand(device: str, *shape: int, normal: bool = False) -> torch.Tensor:
 
 def operators(device: str, large: bool) -> dict[str, Call]:
     """Name to a call, the most valuable first."""
-    batch, side = (16, 256) if large else (1, 20 if stand_in.installed() else 70)
+    batch, side = (16, 256) if large else (1, 12 if stand_in.installed() else 70)
     image = rand(device, batch, 3, side, side) * 2 - 1
     calls: dict[str, Call] = {}
     gray = rand(device, batch, 1, side, side + (0 if large else 27))
@@ -51,11 +51,17 @@ def operators(device: str, large: bool) -> dict[str, Call]:
 
     calls["structure_loss"] = structure_loss
     for dtype, width in ((torch.bfloat16, 4), (torch.float32, 4), (torch.bfloat16, 8)):
-        rows = (16384 // (width // 4) ** 2, 4096 // (width // 4) ** 2) if large else (70, 37)
+        rows = (
+            (16384 // (width // 4) ** 2, 4096 // (width // 4) ** 2)
+            if large
+            else (18, 7)
+            if stand_in.installed()
+            else (70, 37)
+        )
         leaves = [rand(device, batch, n, width, normal=True).to(dtype).requires_grad_() for n in (*rows, rows[1])]
         name = f"pooled_attention {str(dtype).removeprefix('torch.')} {width}"
         calls[name] = _differentiated(lambda *x: pooled_attention(*x, backend="triton"), leaves)
-    channels, length = (64, 128) if large else (16, 10)
+    channels, length = (64, 128) if large else (16, 4 if stand_in.installed() else 10)
     maps = [(rand(device, 1, channels, length, length, normal=True) / 8).bfloat16().requires_grad_()]
     calls["patch_attention"] = _differentiated(lambda x: patch_attention(x, backend="triton"), maps)
     return calls | _newer(device, image, edges[0], batch, side)
@@ -115,8 +121,6 @@ def main() -> None:
             call()
             torch.cuda.synchronize()
             if options.tool == "ncu":
-                call()
-                torch.cuda.synchronize()
                 torch.cuda.profiler.start()
                 torch.cuda._sleep(1000)
                 call()

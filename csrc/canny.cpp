@@ -1,4 +1,4 @@
-// Canny edges on the CPU: pixel for pixel those of scikit-image 0.26 on float32 grey images.
+// Canny edges on the CPU: pixel for pixel those of scikit-image 0.26 on float32 and float64 grey images.
 #include "canny.h"
 
 #include <algorithm>
@@ -20,26 +20,29 @@
 namespace fastinpaint {
 namespace {
 
-void fill_coverage(CannyPlan& plan) {
+template <class Real>
+void fill_coverage(CannyPlan<Real>& plan) {
   const int64_t classes = std::min(plan.height, 2 * plan.radius + 1),
                 stride = plan.width + 2 * plan.pad + kStrip;
-  plan.coverage.assign(classes * stride, 1.0f);
+  plan.coverage.assign(classes * stride, Real(1));
   const int64_t middle = std::min(plan.radius, plan.width);
   for (int64_t row = 0; row < classes; ++row) {
     const int64_t y = row <= plan.radius ? row : plan.height - classes + row;
-    const float down = blurred(plan.weights.data(), plan.radius, 1.0, y, plan.height);
-    float* out = plan.coverage.data() + row * stride + plan.pad;
+    const Real down = blurred<Real>(plan.weights.data(), plan.radius, 1.0, y, plan.height);
+    Real* out = plan.coverage.data() + row * stride + plan.pad;
     for (int64_t x = 0; x < plan.width; ++x) {
       const bool inner = x > middle && x + plan.radius < plan.width;
-      out[x] =
-          inner ? out[x - 1] : blurred(plan.weights.data(), plan.radius, down, x, plan.width) + kFloatEps;
+      out[x] = inner ? out[x - 1]
+                     : blurred<Real>(plan.weights.data(), plan.radius, down, x, plan.width) +
+                           std::numeric_limits<Real>::epsilon();
     }
   }
 }
 
-CannyPlan make_plan(const Tensor& image, int64_t height, int64_t width, const std::vector<double>& weights,
-                    double low, double high) {
-  CannyPlan plan;
+template <class Real>
+CannyPlan<Real> make_plan(const Tensor& image, int64_t height, int64_t width,
+                          const std::vector<double>& weights, double low, double high) {
+  CannyPlan<Real> plan;
   plan.channels = image.size(1);
   plan.image_height = image.size(2);
   plan.image_width = image.size(3);
@@ -50,15 +53,16 @@ CannyPlan make_plan(const Tensor& image, int64_t height, int64_t width, const st
   plan.weights = weights_within(weights, std::max(height, width));
   plan.radius = plan.weights.size() - 1;
   plan.pad = (plan.radius + 16 + 7) / 8 * 8;
-  plan.low = low_threshold(low);
-  plan.high = float(high);
+  plan.low = low_threshold<Real>(low);
+  plan.high = Real(high);
   fill_coverage(plan);
   return plan;
 }
 
 // Bits of the pixels that may be edges, (height, words): the mask eroded by one pixel, without the outermost
 // ring.
-std::vector<uint64_t> valid_bits(const CannyPlan& plan, const bool* mask) {
+template <class Real>
+std::vector<uint64_t> valid_bits(const CannyPlan<Real>& plan, const bool* mask) {
   const int64_t words = plan.words;
   std::vector<uint64_t> inner(words, 0), rows(plan.height * words, 0);
   for (int64_t x = 1; x + 1 < plan.width; ++x) inner[x / 64] |= uint64_t(1) << (x % 64);
@@ -83,12 +87,14 @@ std::vector<uint64_t> valid_bits(const CannyPlan& plan, const bool* mask) {
 
 // One edge map of a batch, divided into bands of rows: first every band by itself (detect), then the edges
 // that cross from band to band (join), then the result (unpack).
+template <class Real>
 class EdgeDetector {
  public:
-  EdgeDetector(const Tensor& image, const std::optional<Tensor>& mask, CannyPlan plan, const Tensor& edges)
+  EdgeDetector(const Tensor& image, const std::optional<Tensor>& mask, CannyPlan<Real> plan,
+               const Tensor& edges)
       : plan_(std::move(plan)),
         batch_(image.size(0)),
-        image_(image.const_data_ptr<float>()),
+        image_(image.const_data_ptr<Real>()),
         out_(static_cast<bool*>(edges.mutable_data_ptr())) {
     if (mask) {
       mask_ = static_cast<const bool*>(mask->const_data_ptr());
@@ -121,7 +127,7 @@ class EdgeDetector {
     const int64_t i = task / bands_, band = task % bands_;
     const int64_t height = plan_.height, width = plan_.width, words = plan_.words;
     const int64_t first = first_row(band), last = first_row(band + 1), offset = i * height * words;
-    CannyTile tile{};
+    CannyTile<Real> tile{};
     tile.image = image_ + i * plan_.channels * plan_.image_height * plan_.image_width;
     tile.mask = mask_ ? mask_ + i % masks_ * height * width : nullptr;
     tile.valid = valid_[i % masks_].data();
@@ -156,9 +162,9 @@ class EdgeDetector {
  private:
   int64_t first_row(int64_t band) const { return std::min(band * band_rows_, plan_.height); }
 
-  CannyPlan plan_;
+  CannyPlan<Real> plan_;
   int64_t batch_, bands_, band_rows_;
-  const float* image_;                        // (batch, channels, image_height, image_width)
+  const Real* image_;                         // (batch, channels, image_height, image_width)
   bool* out_;                                 // (batch, 1, height, width)
   const bool* mask_ = nullptr;                // (masks_, height, width)
   int64_t masks_ = 1;                         // 1 or batch
@@ -167,19 +173,20 @@ class EdgeDetector {
   unsigned char* stale_;                      // (batch, height)
 };
 
-using Detectors = std::vector<EdgeDetector>;
+template <class Real>
+using Detectors = std::vector<EdgeDetector<Real>>;
 
 // Calls function(detector, i) for every i below count(detector), in one parallel region over all detectors.
 // Threads take what comes next, for the tasks of a large map take longer than those of a small one.
-template <class Count, class Function>
-void for_each(Detectors& detectors, const Count& count, const Function& function) {
+template <class Real, class Count, class Function>
+void for_each(Detectors<Real>& detectors, const Count& count, const Function& function) {
   int64_t total = 0;
-  for (const EdgeDetector& detector : detectors) total += count(detector);
+  for (const auto& detector : detectors) total += count(detector);
   std::atomic<int64_t> next = 0;
   const int64_t threads = std::min<int64_t>(total, torch::stable::get_num_threads());
   torch::stable::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
     for (int64_t task; (task = next++) < total;)
-      for (EdgeDetector& detector : detectors) {
+      for (auto& detector : detectors) {
         if (task < count(detector)) {
           function(detector, task);
           break;
@@ -189,31 +196,45 @@ void for_each(Detectors& detectors, const Count& count, const Function& function
   });
 }
 
-void run(Detectors& detectors) {
+template <class Real>
+void run(Detectors<Real>& detectors) {
+  using Detector = EdgeDetector<Real>;
   int64_t bytes = 0;
-  for (const EdgeDetector& detector : detectors) bytes += detector.bytes();
+  for (const Detector& detector : detectors) bytes += detector.bytes();
   unsigned char* memory = kept_memory<unsigned char, 0>(bytes);
-  for (EdgeDetector& detector : detectors) {
+  for (Detector& detector : detectors) {
     detector.attach(memory);
     memory += detector.bytes();
   }
-  const auto joined = [](const EdgeDetector& d, int64_t tasks) { return d.joins() ? tasks : 0; };
+  const auto joined = [](const Detector& d, int64_t tasks) { return d.joins() ? tasks : 0; };
   for_each(
-      detectors, [](const EdgeDetector& d) { return d.tasks(); },
-      [](EdgeDetector& d, int64_t i) { d.detect(i); });
+      detectors, [](const Detector& d) { return d.tasks(); }, [](Detector& d, int64_t i) { d.detect(i); });
   for_each(
-      detectors, [&](const EdgeDetector& d) { return joined(d, d.images()); },
-      [](EdgeDetector& d, int64_t i) { d.join(i); });
+      detectors, [&](const Detector& d) { return joined(d, d.images()); },
+      [](Detector& d, int64_t i) { d.join(i); });
   for_each(
-      detectors, [&](const EdgeDetector& d) { return joined(d, d.tasks()); },
-      [](EdgeDetector& d, int64_t i) { d.unpack(i); });
+      detectors, [&](const Detector& d) { return joined(d, d.tasks()); },
+      [](Detector& d, int64_t i) { d.unpack(i); });
+}
+
+template <class Real>
+void detect_in(const Tensor& image, const std::vector<Tensor>& maps, const std::vector<double>& weights,
+               double low, double high, const std::optional<Tensor>& mask) {
+  Detectors<Real> detectors;
+  for (const Tensor& edges : maps)
+    if (edges.numel() > 0)
+      detectors.emplace_back(image, mask,
+                             make_plan<Real>(image, edges.size(2), edges.size(3), weights, low, high), edges);
+  run(detectors);
 }
 
 std::vector<Tensor> detect(const Tensor& image, const std::vector<int64_t>& sizes,
                            const std::vector<double>& weights, double low, double high,
                            std::optional<Tensor> mask) {
   check_cpu(image, "image");
-  check_type(image, ScalarType::Float, "image");
+  const ScalarType type = image.scalar_type();
+  STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::Double,
+                  "image must be Float or Double, got ", torch::headeronly::toString(type));
   check_canny(image, weights);
   if (mask) {
     check_cpu(*mask, "mask");
@@ -222,12 +243,10 @@ std::vector<Tensor> detect(const Tensor& image, const std::vector<int64_t>& size
   }
   const std::vector<Tensor> maps = new_edge_maps(image, sizes);
   const Tensor dense = torch::stable::contiguous(image);
-  Detectors detectors;
-  for (const Tensor& edges : maps)
-    if (edges.numel() > 0)
-      detectors.emplace_back(dense, mask, make_plan(dense, edges.size(2), edges.size(3), weights, low, high),
-                             edges);
-  run(detectors);
+  if (type == ScalarType::Double)
+    detect_in<double>(dense, maps, weights, low, high, mask);
+  else
+    detect_in<float>(dense, maps, weights, low, high, mask);
   return maps;
 }
 

@@ -16,9 +16,11 @@ inline std::vector<double> weights_within(const std::vector<double>& weights, in
 }
 
 // A low threshold of 0 becomes 1e-14, as in scikit-image; whatever it is, a pixel of magnitude 0 is no edge.
-inline float low_threshold(double value) {
+// It is a float whatever the image's type is.
+template <class Real = float>
+inline Real low_threshold(double value) {
   const float low = float(value);
-  return low == 0.0f ? 1e-14f : low < 0.0f ? std::numeric_limits<float>::denorm_min() : low;
+  return low == 0.0f ? 1e-14f : low < 0.0f ? std::numeric_limits<Real>::denorm_min() : low;
 }
 
 }  // namespace fastinpaint

@@ -1,9 +1,11 @@
-// What Canny makes of single pixels, on every processor: the sums in double and the roundings to float32 of
-// scikit-image and SciPy, in their order. fastinpaint/reference/canny.py spells them out; canny.inc has some
-// of them again, for vectors. No product may be fused into a sum (-ffp-contract=off, nvcc -fmad=false).
+// What Canny makes of single pixels, on every processor: the sums in double and the roundings to the image's
+// type of scikit-image and SciPy, in their order. fastinpaint/reference/canny.py spells them out; canny.inc
+// has some of them again, for vectors. No product may be fused into a sum (-ffp-contract=off, nvcc
+// -fmad=false).
 #pragma once
 
 #include <cmath>
+#include <limits>
 
 #ifdef __CUDACC__
   #define FASTINPAINT_HD __host__ __device__ __forceinline__
@@ -20,6 +22,10 @@ constexpr float kFloatEps = 0x1p-23f;
 
 FASTINPAINT_HD float gray_of(float red, float green, float blue) {
   return (0.2125f * red + 0.7154f * green) + 0.0721f * blue;
+}
+
+FASTINPAINT_HD double gray_of(double red, double green, double blue) {
+  return (0.2125 * red + 0.7154 * green) + 0.0721 * blue;
 }
 
 // The Gaussian at the positions 0 to kRun - 1 of a line, value_at(i) being the value at position i, in
@@ -67,11 +73,12 @@ struct EqualValues {
   FASTINPAINT_HD double operator()(int i) const { return origin + i >= 0 && origin + i < size ? value : 0.0; }
 };
 
-// The Gaussian at one position of such a line, rounded to float32. What lies beyond the line adds 0.
-FASTINPAINT_HD float blurred(const double* weights, int radius, double value, int position, int size) {
+// The Gaussian at one position of such a line, rounded. What lies beyond the line adds 0.
+template <class Real = float>
+FASTINPAINT_HD Real blurred(const double* weights, int radius, double value, int position, int size) {
   double sum[1];
   blur_run(weights, radius < size ? radius : size - 1, EqualValues{value, position, size}, sum);
-  return float(sum[0]);
+  return Real(sum[0]);
 }
 
 // value / divisor for every value of a run, `inverse` being 1 / divisor in float32. Where nothing can
@@ -133,16 +140,17 @@ FASTINPAINT_HD Maximum probable_maximum(const float* m, Stride stride, float alo
 }
 
 // Whether neither neighbour across the edge exceeds the magnitude at `m`, as C promotes it in scikit-image:
-// the first product in float, the rest in double. `stride` is the distance to the rows above and below.
-template <class Stride>
-FASTINPAINT_HD bool is_maximum(const float* m, Stride stride, float along_h, float along_w) {
-  const float size_h = fabsf(along_h), size_w = fabsf(along_w);
+// the first product in the image's type, the rest in double. `stride` is the distance to the rows above and
+// below.
+template <class Real, class Stride>
+FASTINPAINT_HD bool is_maximum(const Real* m, Stride stride, Real along_h, Real along_w) {
+  const Real size_h = std::fabs(along_h), size_w = std::fabs(along_w);
   const bool steep = size_h > size_w;
-  const float weight = (steep ? size_w : size_h) / (steep ? size_h : size_w);
+  const Real weight = (steep ? size_w : size_h) / (steep ? size_h : size_w);
   const double rest = 1.0 - double(weight);
   const Stride down = !std::signbit(along_h) == !std::signbit(along_w) ? stride : -stride;
   const Stride straight = steep ? down : 1;
-  const float part1 = m[down + 1] * weight, part2 = m[-down - 1] * weight;
+  const Real part1 = m[down + 1] * weight, part2 = m[-down - 1] * weight;
   return double(part1) + double(m[straight]) * rest <= double(*m) &&
          double(part2) + double(m[-straight]) * rest <= double(*m);
 }

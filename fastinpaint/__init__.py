@@ -17,6 +17,7 @@ _PUBLIC = {
     "pooled_attention": "fastinpaint.ops.pooled_attention",
     "patch_attention": "fastinpaint.ops.patch_attention",
     "instance_norm": "fastinpaint.ops.instance_norm",
+    "use_backend": "fastinpaint.ops._backend",
     "InpaintGenerator": "fastinpaint.models.generator",
     "GeneratorOutput": "fastinpaint.models.generator",
     "assemble_input": "fastinpaint.models.inputs",

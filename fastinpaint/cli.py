@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import fastinpaint
+from fastinpaint.evaluation import command as evaluate
+from fastinpaint.export import command as export
 
 Arguments = argparse.Namespace
 
@@ -107,7 +109,11 @@ def _train(options: Arguments) -> int:
 
 
 def _inpaint_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", type=Path, required=True, help="folder with model.safetensors and config.json")
+    parser.add_argument(
+        "--model", default="small",
+        help="folder with model.safetensors and config.json, or the name of a model that ships with the package "
+        "(default: small)",
+    )  # fmt: skip
     parser.add_argument("--image", type=Path, required=True, help="an image, or a folder of them")
     parser.add_argument(
         "--mask", type=Path, required=True, help="mask image (white is hole), or a folder of the same names"
@@ -117,8 +123,13 @@ def _inpaint_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace files that exist; refused otherwise")
     parser.add_argument("--device", default=None, help="cpu, cuda, ... (default: cuda if there is one)")
     parser.add_argument(
+        "--strategy", choices=("crop", "resize", "original"), default="crop",
+        help="large images: crop fills around each hole at full size, resize fills the whole image at --max-side and "
+        "enlarges the filling, original fills the whole image at its size (default: crop)",
+    )  # fmt: skip
+    parser.add_argument(
         "--max-side", type=_whole, default=512,
-        help="fill larger images at this size and enlarge the filling; 0: never (default: 512)",
+        help="images with a longer side in pixels are large; 0: none is (default: 512)",
     )  # fmt: skip
 
 
@@ -126,7 +137,7 @@ def _inpaint(options: Arguments) -> int:
     from fastinpaint.inference.files import inpaint_files
     from fastinpaint.inference.inpainter import Inpainter
 
-    inpainter = Inpainter.from_pretrained(options.model, options.device, options.max_side)
+    inpainter = Inpainter.from_pretrained(options.model, options.device, options.max_side, options.strategy)
     summary = inpaint_files(
         inpainter, options.image, options.mask, options.output,
         invert_mask=options.invert_mask, overwrite=options.overwrite,
@@ -214,6 +225,8 @@ COMMANDS = {
     "demo": Command("train a small model in minutes and fill holes in photographs", _demo_arguments, _demo),
     "train": Command("train a generator on a folder of images", _train_arguments, _train),
     "inpaint": Command("fill the holes of an image or of a folder of images", _inpaint_arguments, _inpaint),
+    "evaluate": Command(evaluate.SUMMARY, evaluate.add_arguments, evaluate.run),
+    "export": Command(export.SUMMARY, export.add_arguments, export.run),
     "convert": Command("convert a TensorFlow checkpoint of the original system", _convert_arguments, _convert),
     "masks": Command("write training masks as PNG files", _masks_arguments, _masks),
     "info": Command("print versions, devices and active backends", _info_arguments, _info),

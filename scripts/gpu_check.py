@@ -43,7 +43,7 @@ NO_CANNY = 3  # of benchmarks.machine
 LAST_CHARACTERS = 9800
 LEAST_SECONDS = 5.0  # a step is not begun with less
 OPERATORS = (
-    "pooled_attention", "structure_loss", "canny", "instance_norm", "canny_pyramid", "patch_attention", "sobel_edges",
+    "pooled_attention", "structure_loss", "canny", "instance_norm", "patch_attention", "canny_pyramid", "sobel_edges",
     "edge_priority",
 )  # fmt: skip
 COMPILABLE = ("train_step", "generator", "pooled_attention", "structure_loss", "instance_norm", "patch_attention")
@@ -63,6 +63,7 @@ class Step:
         command: Made from the run; the first argument is a program.
         show: From the run to the lines worth printing.
         environment: Beside the run's own.
+        beside: Commands that run at the same time, whose failures do not count.
     """
 
     name: str
@@ -71,6 +72,7 @@ class Step:
     command: Callable[["Check"], list[str]]
     show: Callable[["Check"], str]
     environment: dict[str, str] = field(default_factory=dict)
+    beside: Callable[["Check"], list[list[str]]] = lambda _: []
 
 
 class Check:
@@ -82,12 +84,14 @@ class Check:
         folder.mkdir(parents=True, exist_ok=True)
         self.scratch = Path(tempfile.mkdtemp(prefix="gpu-check-"))
         self.python = sys.executable
+        # Beside the scratch folder: what one run compiled serves the next on this machine.
+        self.kernels = Path(os.environ.get("TRITON_CACHE_DIR") or Path(tempfile.gettempdir(), "gpu-check-triton"))
         self.done: list[tuple[Step, str]] = []  # and how it ended
         self.environment = {
             **os.environ,
             "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")]),
             "PYTHONUNBUFFERED": "1",
-            "TRITON_CACHE_DIR": str(self.scratch / "triton"),
+            "TRITON_CACHE_DIR": str(self.kernels),
             "FASTINPAINT_COMMIT": os.environ.get("FASTINPAINT_COMMIT") or git_commit(),
         }
         if dry:
@@ -131,27 +135,24 @@ class Check:
         return str(self.scratch / "ceilings.json")
 
     def execute(self, step: Step) -> int:
-        """Run a step within its limit and the deadline; its exit status, 124 if it was stopped."""
+        """Run a step and its companions within its limit and the deadline; its exit status, 124 if it was stopped."""
         limit = min(step.seconds * (6 if self.dry else 1), self.deadline - self.elapsed)
+        end = time.monotonic() + max(limit, 0.1)
         environment = {**self.environment, **step.environment}
-        with self.log(step.name).open("w") as log:
-            try:
-                process = subprocess.Popen(
-                    step.command(self), cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT,
-                    stdin=subprocess.DEVNULL, start_new_session=True,
-                )  # fmt: skip
-            except OSError as error:
-                log.write(f"{error}\n")
-                return 127
-            try:
-                return process.wait(timeout=max(limit, 0.1))
-            except subprocess.TimeoutExpired:
-                for number, patience in ((signal.SIGTERM, 3), (signal.SIGKILL, 10)):
-                    with contextlib.suppress(ProcessLookupError):
-                        os.killpg(process.pid, number)
-                    with contextlib.suppress(subprocess.TimeoutExpired):
-                        process.wait(timeout=patience)
-                return 124
+        commands = {step.name: step.command(self)}
+        commands |= {f"{step.name}_beside_{i}": command for i, command in enumerate(step.beside(self))}
+        processes = {}
+        for name, command in commands.items():
+            with self.log(name).open("w") as log:
+                try:
+                    processes[name] = subprocess.Popen(
+                        command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT,
+                        stdin=subprocess.DEVNULL, start_new_session=True,
+                    )  # fmt: skip
+                except OSError as error:
+                    log.write(f"{error}\n")
+        statuses = {name: wait(process, end - time.monotonic()) for name, process in processes.items()}
+        return statuses.get(step.name, 127)
 
     def take(self, step: Step) -> int:
         """Run a step, keep everything, print its table."""
@@ -173,7 +174,7 @@ class Check:
 
     def forget_tuning(self) -> None:
         """Remove what was tuned while other tests had the GPU, too; what was compiled stays."""
-        for path in (self.scratch / "triton").rglob("*.autotune.json"):
+        for path in self.kernels.rglob("*.autotune.json"):
             path.unlink(missing_ok=True)
 
     def finish(self, step: Step, how: str) -> None:
@@ -223,6 +224,18 @@ class Check:
             if part and left > 200:
                 text += f"\n--- {step.name}\n{part}"[: left - 1]
         return text[:LAST_CHARACTERS]
+
+
+def wait(process: "subprocess.Popen[bytes]", seconds: float) -> int:
+    """Its exit status; after ``seconds`` the process and its children are ended, which gives 124."""
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        return process.wait(timeout=max(seconds, 0.1))
+    for number, patience in ((signal.SIGTERM, 3), (signal.SIGKILL, 10)):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=patience)
+    return 124
 
 
 def git_commit() -> str:
@@ -348,7 +361,8 @@ def ncu_table(check: Check) -> str:
             operator, seen = operator + 1, set()
             shown_lines.append(f"{names[operator] if operator < len(names) else 'operator ' + str(operator)}:")
             continue
-        short = re.split(r"[<(]", kernel["name"].split("::")[-1])[0]
+        plain = kernel["name"].replace("(anonymous namespace)", "").replace("<unnamed>", "")
+        short = re.split(r"[<(]", plain)[0].split("::")[-1].split(" ")[-1]
         if (short, kernel.get("regs")) in seen:  # patch attention launches some often
             continue
         seen.add((short, kernel.get("regs")))
@@ -389,10 +403,26 @@ def sanitizer_command(tool: str) -> Callable[[Check], list[str]]:
 
     def command(check: Check) -> list[str]:
         options = ["--tool", tool, "--error-exitcode", "9", "--print-limit", "10"]
-        workload = check.module("benchmarks.workload", "--for", "sanitizer", "--seconds", "60")
+        fewer = ["--only", "canny"] if check.dry and tool == "racecheck" else []
+        workload = check.module("benchmarks.workload", "--for", "sanitizer", "--seconds", "60", *fewer)
         return [check.tool("compute-sanitizer"), *options, *workload]
 
     return command
+
+
+def compile_commands(check: Check) -> list[list[str]]:
+    """Run what later steps time once, so that their Triton kernels are compiled while tests do not fill the CPU."""
+    names: tuple[tuple[str, ...], ...] = (("train_step",), ("generator",), ("pooled_attention",), OPERATORS[1:])
+    if check.dry:
+        names = (("edge_priority",),)
+    return [check.benchmark(*some, "--compiled", "no", "--skip", "part", "--once") for some in names]
+
+
+def compiled_command(check: Check) -> list[str]:
+    """Ours and its compiled peers, the training step first."""
+    if check.dry:
+        return check.benchmark(COMPILABLE[0], "--compiled", "only", "--skip", "part")
+    return check.benchmark(*COMPILABLE, "--compiled", "only", "--skip", "part,float32")
 
 
 def build_command(check: Check) -> list[str]:
@@ -419,7 +449,7 @@ STEPS = (
         lambda c: pytest_command(
             c, f"not ({ALONE} or {COMPILE})" if not c.dry else "(patterns or parity) and not True", *in_parallel(c)
         ),
-        test_results("tests"), {"OMP_NUM_THREADS": "2"},
+        test_results("tests"), {"OMP_NUM_THREADS": "2"}, compile_commands,
     ),
     Step(
         "train_step", "a whole training step, ours and eager", 75,
@@ -432,7 +462,7 @@ STEPS = (
     ),
     Step(
         "operators", "the target rows", 150,
-        lambda c: c.benchmark(*OPERATORS, "--compiled", "no"), tables(*OPERATORS),
+        lambda c: c.benchmark(*OPERATORS[: 4 if c.dry else None], "--compiled", "no"), tables(*OPERATORS),
     ),
     Step(
         "parts", "one training step by part", 45,
@@ -448,7 +478,7 @@ STEPS = (
     ),
     Step(
         "compiled", "torch.compile of the generator, the step and the operators", 120,
-        lambda c: c.benchmark(*COMPILABLE, "--compiled", "only", "--skip", "part,float32" if not c.dry else "part"),
+        compiled_command,
         tables(*(name + COMPILED for name in COMPILABLE)),
     ),
     Step(

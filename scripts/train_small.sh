@@ -11,6 +11,7 @@
 #
 # The run itself lies in $RUN (default: runs/small). If it holds a checkpoint, the run goes on from there; so a call
 # with --pause-seconds and then the same call again train one schedule in two pieces. SIGTERM saves, too.
+# A run that does not end SPARE (90) seconds after its time, or 45 s after SIGTERM, prints its stacks and is killed.
 # Should the run fail before its time is over, it is tried once more with plain updates instead of a CUDA graph.
 set -u
 DATA=$1 OUT=$2 SECONDS_WANTED=$3
@@ -21,8 +22,24 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-4}
 root=$(cd "$(dirname "$0")/.." && pwd)
 export PYTHONPATH="$root:$root/kernels${PYTHONPATH:+:$PYTHONPATH}"
 
-child=
-trap '[ -n "$child" ] && kill -TERM "$child" 2>/dev/null' TERM INT
+child= stopped=
+stop() { # let the run save; one that has not ended 45 s later shows its stacks and is killed: a lease must not hang
+    stopped=1
+    [ -n "$child" ] || return
+    kill -TERM "$child" 2>/dev/null
+    (
+        sleep 45
+        kill -ABRT "$child" 2>/dev/null && sleep 5
+        kill -KILL "$child" 2>/dev/null
+    ) &
+}
+trap stop TERM INT
+export PYTHONFAULTHANDLER=1
+(
+    sleep $((SECONDS_WANTED + ${SPARE:-90})) # SPARE: seconds for imports, decoding and the last pictures
+    kill -TERM $$ 2>/dev/null
+) &
+watchdog=$!
 
 train() {
     local resume=()
@@ -42,10 +59,11 @@ train() {
 
 train "$@"
 code=$?
-if [ "$code" -ne 0 ] && [ "$code" -ne 130 ]; then
+if [ "$code" -ne 0 ] && [ "$code" -ne 130 ] && [ -z "$stopped" ]; then
     echo "train_small: training ended with $code; once more without a CUDA graph" >&2
     train "$@" --cuda-graph off
     code=$?
 fi
+kill "$watchdog" 2>/dev/null
 "$PYTHON" -m fastinpaint.training.export "$RUN" "$OUT" || code=1
 exit "$code"

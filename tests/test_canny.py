@@ -41,8 +41,8 @@ def _ours(image, backend, mask=None, **options):
     return edges[0, 0].numpy()
 
 
-def _assert_same(image, backend, mask=None, sigma=1.5, low_threshold=0.1, high_threshold=0.2):
-    options = {"sigma": sigma, "low_threshold": low_threshold, "high_threshold": high_threshold}
+def _assert_same(image, backend, mask=None, sigma=1.5, low_threshold=0.1, high_threshold=0.2, **more):
+    options = {"sigma": sigma, "low_threshold": low_threshold, "high_threshold": high_threshold, **more}
     expected = skimage_canny(image, mask=mask, **options)
     found = _ours(image, backend, mask, **options)
     assert np.count_nonzero(expected != found) == 0
@@ -197,10 +197,97 @@ def test_colour_is_greyed_by_rgb_to_gray(backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_other_dtypes_are_computed_in_float32(dtype, backend):
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_computed_in_float32(dtype, backend):
     batch = _batch(channels=3).to(dtype)
     assert torch.equal(fastinpaint.canny(batch, backend=backend), fastinpaint.canny(batch.float(), backend=backend))
+
+
+def _as_type(image, dtype):
+    """An image in [0, 1] with steps, as scikit-image would be given it in another type."""
+    if dtype == "bool":
+        return image > 0.5
+    if dtype in ("float16", "float64"):
+        return image.astype(dtype)
+    return (image * np.iinfo(dtype).max * 0.999).astype(dtype)
+
+
+DTYPES = ("bool", "uint8", "int8", "uint16", "int16", "uint32", "int32", "float16", "float64")
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_type_as_in_scikit_image(dtype, backend):
+    default = {"low_threshold": None, "high_threshold": None}
+    mask = np.random.default_rng(3).random((61, 83)) > 0.05
+    for kind in ("noise", "levels", "checkerboard", "blocks", "disc", "step"):
+        image = _as_type(pattern(kind, 61, 83), dtype)
+        for sigma in (0.0, 0.5, 1.5):
+            _assert_same(image, backend, sigma=sigma, **default)
+            _assert_same(image, backend, mask, sigma=sigma, **default)
+    unit = 1 if dtype in ("bool", "float16", "float64") else np.iinfo(dtype).max
+    image = _as_type(pattern("noise", 61, 83), dtype)
+    assert _assert_same(image, backend, low_threshold=unit * 0.2, high_threshold=unit * 0.3).any()
+    if dtype not in ("bool", "float16", "float64"):
+        negative = (image.astype(np.float64) - 1 if dtype[0] == "i" else image.astype(np.float64)).astype(dtype)
+        _assert_same(negative, backend, **default)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_float64_breaks_ties_as_in_scikit_image(backend):
+    """On a picture with steps float64 finds other edges than float32; both as in scikit-image."""
+    horse = data.horse()[:, :200]
+    as_float64 = _assert_same(horse.astype(np.float64), backend, sigma=0.5)
+    as_float32 = _assert_same(horse.astype(np.float32), backend, sigma=0.5)
+    assert np.count_nonzero(as_float64 != as_float32) > 0
+    assert np.array_equal(as_float64, _assert_same(horse, backend, sigma=0.5))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("shape", [(1, 1), (3, 1), (1, 9), (4, 5), (65, 64), (33, 600), (70, 513)])
+def test_sizes_in_float64(shape, backend):
+    mask = np.random.default_rng(1).random(shape) > 0.02
+    for sigma in (0.0, 1.5, 4.0):
+        image = pattern("levels", *shape).astype(np.float64)
+        _assert_same(image, backend, sigma=sigma)
+        _assert_same(image, backend, mask, sigma=sigma)
+    _assert_same(pattern("noise", *shape).astype(np.float64), backend, low_threshold=0.0, high_threshold=1e-9)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "uint8"])
+def test_quantiles(dtype):
+    for kind in ("noise", "blocks", "flat"):
+        image = _as_type(pattern(kind, 61, 83), dtype) if dtype != "float32" else pattern(kind, 61, 83)
+        mask = np.random.default_rng(3).random(image.shape) > 0.05
+        for low, high in ((0.7, 0.9), (0.0, 1.0), (0.5, 0.5), (None, None)):
+            options = {"low_threshold": low, "high_threshold": high, "use_quantiles": True}
+            _assert_same(image, "reference", **options)
+            _assert_same(image, "reference", mask, **options)
+    batch = _batch()
+    apart = [fastinpaint.canny(i[None], low_threshold=0.8, high_threshold=0.9, use_quantiles=True) for i in batch]
+    together = fastinpaint.canny(batch, low_threshold=0.8, high_threshold=0.9, use_quantiles=True)
+    assert torch.equal(together, torch.cat(apart))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("mode", ["constant", "nearest", "reflect", "mirror", "wrap"])
+def test_modes(mode, dtype):
+    for shape in ((30, 41), (1, 1), (2, 7), (5, 1)):
+        image = pattern("levels", *shape).astype(dtype)
+        mask = np.random.default_rng(3).random(image.shape) > 0.05
+        for sigma in (0.0, 1.5, 4.0):
+            for cval in (0.0, 0.3):
+                _assert_same(image, "reference", sigma=sigma, mode=mode, cval=cval)
+                _assert_same(image, "reference", mask, sigma=sigma, mode=mode, cval=cval)
+
+
+@pytest.mark.skipif(NATIVE_GAP is not None, reason=str(NATIVE_GAP))
+@pytest.mark.parametrize("options", [{"use_quantiles": True}, {"mode": "nearest"}, {"cval": 0.5}])
+def test_what_native_lacks_runs_on_the_reference_and_says_so(options):
+    with pytest.raises(ValueError, match="absolute thresholds"):
+        fastinpaint.canny(_batch(), backend="native", **options)
+    expected = fastinpaint.canny(_batch(), backend="reference", **options)
+    assert torch.equal(fastinpaint.canny(_batch(), **options), expected)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -274,17 +361,23 @@ def test_compiles_with_dynamic_sizes_and_options(backend):
         graphs.append(graph)
         return graph
 
-    def edges_of(image, low):
-        return fastinpaint.canny(image * 2, low_threshold=low, high_threshold=2 * low, backend=backend)
+    def edges_of(image):
+        return fastinpaint.canny(image * 2, backend=backend)
+
+    def edges_above(image, low):
+        return fastinpaint.canny(image, low_threshold=low, high_threshold=2 * low, backend=backend)
 
     def pyramid_of(image, sigma):
         return torch.stack([m.sum() for m in fastinpaint.canny_pyramid(image, sigma=sigma, backend=backend)])
 
     compiled = torch.compile(edges_of, fullgraph=True, dynamic=True, backend=keep)
-    for height, width, low in ((70, 100, 0.1), (41, 30, 0.1), (33, 64, 0.2), (90, 20, 0.05)):
-        image = torch.rand(2, 1, height, width)
-        assert torch.equal(compiled(image, low), edges_of(image, low))
+    for batch, height, width in ((2, 70, 100), (3, 41, 30), (2, 33, 64), (5, 90, 20)):
+        image = torch.rand(batch, 1, height, width)
+        assert torch.equal(compiled(image), edges_of(image))
     assert len(graphs) == 1
+    compiled = torch.compile(edges_above, fullgraph=True, dynamic=True, backend=keep)
+    for low in (0.1, 0.3):
+        assert torch.equal(compiled(_batch(), low), edges_above(_batch(), low))
     compiled = torch.compile(pyramid_of, fullgraph=True, dynamic=True, backend=keep)
     for sigma in (1.5, 0.4, 300.0):
         assert torch.equal(compiled(_batch(3), sigma), pyramid_of(_batch(3), sigma))
@@ -326,7 +419,15 @@ def test_opcheck(backend):
     [
         (torch.zeros(8, 8), {}, ValueError, r"\(B, 1 or 3, H, W\), got shape \(8, 8\)"),
         (torch.zeros(1, 2, 8, 8), {}, ValueError, r"got shape \(1, 2, 8, 8\)"),
-        (torch.zeros(1, 1, 8, 8, dtype=torch.uint8), {}, TypeError, "floating-point tensor, got torch.uint8"),
+        (torch.zeros(1, 1, 8, 8, dtype=torch.int64), {}, TypeError, "up to 32 bits, got torch.int64"),
+        (torch.zeros(1, 1, 8, 8, dtype=torch.complex64), {}, TypeError, "real, .* got torch.complex64"),
+        (torch.zeros(1, 1, 8, 8), {"mode": "edge"}, ValueError, "mode must be one of constant, .* got 'edge'"),
+        (
+            torch.zeros(1, 1, 8, 8),
+            {"use_quantiles": True, "high_threshold": 1.5},
+            ValueError,
+            "high_threshold must be a quantile from 0 to 1, got 1.5",
+        ),
         (np.zeros((1, 1, 8, 8)), {}, TypeError, "got ndarray"),
         (torch.zeros(1, 1, 8, 8), {"sigma": -1.0}, ValueError, "sigma .* got -1.0"),
         (torch.zeros(1, 1, 8, 8), {"sigma": float("nan")}, ValueError, "sigma .* got nan"),

@@ -110,7 +110,7 @@ def test_edges_are_followed_through_every_tile(image):
     assert not _assert_same(torch.where(image == 1, 0, image), **WALK).any()
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_dtypes_colours_and_layouts(dtype):
     batch = torch.rand(3, 3, 90, 140).to(dtype)
     masks = torch.rand(3, 1, 90, 140) > 0.02
@@ -119,6 +119,16 @@ def test_dtypes_colours_and_layouts(dtype):
         _assert_same(view)
         _assert_same(view, mask)
         _assert_same(view, mask[:1], **FAR)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.uint8, torch.bool])
+def test_what_calls_for_float64_runs_on_the_reference(dtype, cuda):
+    image = _image("levels", 90, 140) if dtype == torch.float64 else _image("levels", 90, 140) * 255
+    image = image.to(dtype)
+    with pytest.raises(ValueError, match="compute in float32"):
+        fi.canny(image.to(cuda), backend="native")
+    found = fi.canny(image.to(cuda))
+    assert torch.equal(found.cpu(), fi.canny(image, backend="native"))
 
 
 @pytest.mark.parametrize("channels", [1, 3])

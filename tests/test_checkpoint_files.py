@@ -61,6 +61,19 @@ def test_atomic_write_refuses_folders_and_empty_blocks(tmp_path: Path) -> None:
         pass
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no umask")
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_permissions_follow_the_umask(tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        save_safetensors(tmp_path / "model.safetensors", {"a": torch.ones(3)})
+        write_json(tmp_path / "config.json", {})
+    finally:
+        os.umask(before)
+    for path in tmp_path.iterdir():
+        assert path.stat().st_mode & 0o777 == 0o666 & ~umask
+
+
 def test_safetensors_round_trip(tmp_path: Path) -> None:
     weight = torch.randn(4, 6)
     tensors = {

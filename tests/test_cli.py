@@ -9,6 +9,7 @@ from PIL import Image
 import fastinpaint
 from fastinpaint.cli import COMMANDS, main
 from fastinpaint.inference.inpainter import Inpainter
+from fastinpaint.models import pretrained
 from fastinpaint.models.discriminator import PatchDiscriminator
 from fastinpaint.models.generator import InpaintGenerator
 from fastinpaint.training.config import TrainConfig
@@ -62,7 +63,7 @@ def test_version(capsys):
     [
         ([], "required: COMMAND"),
         (["fill"], "invalid choice: 'fill'"),
-        (["inpaint", "--model", "m"], "required: --image, --mask, --output"),
+        (["inpaint"], "required: --image, --mask, --output"),
         (["masks", "--output", "m", "--count", "none"], "argument --count: invalid int value: 'none'"),
         (["demo", "--seconds", "0"], "argument --seconds: must be above 0"),
         (["train", "--learning-rat", "1"], "unrecognized arguments: --learning-rat 1"),
@@ -86,6 +87,10 @@ def test_wrong_arguments_exit_with_2_in_one_line(arguments, message, capsys):
         (["train", "--data", "absent", "--losses.style=-1"], "loss weight style must be at least 0"),
         (["train", "--config", "absent.yaml"], "no configuration file at absent.yaml"),
         (["inpaint", "--model", "absent", "--image", "a", "--mask", "b", "--output", "c"], "absent"),
+        (
+            ["inpaint", "--model", "huge", "--image", "a", "--mask", "b", "--output", "c"],
+            "no shipped model of this name",
+        ),
         (["convert", "absent", "out"], "absent"),
     ],
 )
@@ -135,6 +140,19 @@ class TestInpaint:
         np.testing.assert_array_equal(after[mask == 0], before[mask == 0])
         wanted = Inpainter.from_pretrained(model, "cpu")(before, mask)
         np.testing.assert_array_equal(after, wanted)
+
+    def test_the_shipped_model_is_the_default(self, model, photo, capsys, monkeypatch):
+        monkeypatch.setattr(pretrained, "SHIPPED", model.parent)
+        monkeypatch.chdir(photo)
+        model.rename(model.parent / "small")
+        arguments = self.arguments("", photo)
+        assert main([word for word in arguments if word not in ("--model", "")]) == 0
+        assert "1 written, 0 failed" in capsys.readouterr().out
+        before, after, mask = (np.asarray(Image.open(photo / f"{n}.png")) for n in ("photo", "filled", "mask"))
+        np.testing.assert_array_equal(after, Inpainter.from_pretrained(model.parent / "small", "cpu")(before, mask))
+        with pytest.raises(SystemExit):
+            main(["inpaint", "--help"])
+        assert "(default: small)" in " ".join(capsys.readouterr().out.split())
 
     def test_failures_are_named_and_counted(self, model, photo, capsys):
         (photo / "broken.png").write_bytes(b"no image")

@@ -11,10 +11,11 @@ from fastinpaint.demo.photographs import (
     load_photographs,
     training_batches,
 )
-from fastinpaint.demo.scores import hole_psnr, mean_color, telea
+from fastinpaint.demo.scores import hole_psnr
+from fastinpaint.evaluation.baselines import mean_color, telea
 from fastinpaint.inference.inpainter import Inpainter
 from fastinpaint.training.metrics import read_metrics
-from fastinpaint.training.sheets import draw_sheet, edge_cell, gradient_cell
+from fastinpaint.visualize.sheets import draw_sheet, edge_cell, gradient_cell
 
 pytest.importorskip("skimage")
 

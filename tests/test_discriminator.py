@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from fastinpaint.checkpoint.tensorflow import read_tf_checkpoint
-from fastinpaint.models.discriminator import PatchDiscriminator
+from fastinpaint.models.discriminator import PatchDiscriminator, SpectralConv, same_padding
 from fastinpaint.models.from_tensorflow import discriminator_from_tf
 from tests.golden_data import CHECKPOINT, golden, nchw, relative_error
 from tests.tolerances import TOLERANCES
@@ -61,3 +61,13 @@ def test_autocast_keeps_the_spectral_norm_in_float32():
         assert torch.equal(discriminator.layers[1].normalised_weight(), weight)
         found = discriminator(image)
     assert relative_error(found.float(), wanted) < 0.05  # bfloat16 carries 8 bits through 5 layers
+
+
+@pytest.mark.parametrize("size", [(16, 24), (15, 24), (16, 23), (9, 7)])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_padding_inside_or_before_the_convolution_is_the_same(size, stride):
+    layer, x = SpectralConv(3, 4, stride, leaky_relu=False).double().eval(), torch.randn(2, 3, *size).double()
+    rows, columns = (same_padding(side, stride) for side in size)
+    padded = torch.nn.functional.pad(x, (*columns, *rows))
+    wanted = torch.nn.functional.conv2d(padded, layer.normalised_weight(), layer.convolution.bias, stride)
+    torch.testing.assert_close(layer(x), wanted)

@@ -54,7 +54,7 @@ def test_instruction_set_is_named():
     [
         (torch.zeros(8, 8), ([1.0], 0.1, 0.2, None), r"image must be \(B, 1 or 3, H, W\), got shape \(8, 8\)"),
         (torch.zeros(1, 2, 8, 8), ([1.0], 0.1, 0.2, None), r"1 or 3 channels, got shape \(1, 2, 8, 8\)"),
-        (torch.zeros(1, 1, 8, 8).double(), ([1.0], 0.1, 0.2, None), "image must be Float, got Double"),
+        (torch.zeros(1, 1, 8, 8).half(), ([1.0], 0.1, 0.2, None), "image must be Float or Double, got Half"),
         (torch.zeros(1, 1, 8, 8), ([], 0.1, 0.2, None), "weights must hold .* got none"),
         (torch.zeros(1, 1, 8, 8), ([1.0], 0.1, 0.2, torch.zeros(1, 1, 8, 8)), "mask must be Bool, got Float"),
         (
@@ -87,6 +87,27 @@ def test_setup_goes_on_without_the_extension_and_says_why(environment, reason):
     )
     assert f"without its compiled extension ({reason}" in run.stdout
     assert run.stdout.splitlines()[-1] == "fastinpaint"
+
+
+def test_a_compiler_with_options_is_taken_apart():
+    """Torch takes CXX for a file's name."""
+    code = (
+        "import os, runpy; setup = runpy.run_path('setup.py');"
+        "extension, = setup['extension_options']()['ext_modules'];"
+        "print(os.environ['CXX'], *extension.extra_compile_args['cxx'][-2:])"
+    )
+    environment = {**os.environ, "CXX": "c++ -Wshadow '-DNAME=two words'", "FASTINPAINT_CUDA": "0"}
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+    )
+    assert run.stdout.splitlines()[-1] == "c++ -Wshadow -DNAME=two words"
+
+
+@needs_extension
+def test_no_path_of_the_building_machine_and_no_debug_information():
+    content = _library().read_bytes()
+    assert str(ROOT).encode() not in content
+    assert b".debug_info" not in content
 
 
 def test_every_schema_has_a_kernel():

@@ -44,9 +44,9 @@ def _rounding(inputs, grad):
     """How far output and gradients in float32 may be from those in float64, as norms.
 
     A logit is a sum of d products: rounded d times, twice more when its base changes, and once when the shift is
-    subtracted. Errors of random sign add up to their root (times 5: exceeded once in a million); they are relative errors
-    of the weights, and so are those of exp and of a sum of weights (8 units). Every product that a weight enters is
-    then off by that share of its absolute value, before any terms cancel.
+    subtracted. Errors of random sign add up to their root (times 5: exceeded once in a million); they are relative
+    errors of the weights, and so are those of exp and of a sum of weights (8 units). Every product that a weight
+    enters is then off by that share of its absolute value, before any terms cancel.
     """
     query, key, value, grad = (x.double() for x in (*inputs, grad))
     unit = 2.0**-24
@@ -136,11 +136,14 @@ def test_one_key_far_away_as_reported():
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("size", [1e24, 1e37])
 def test_large_values_do_not_overflow(size, backend):
-    for scale in (1, 5):  # 2^logit as it is, or minus the largest logit
-        query, key, value = _inputs(1, 33, 200, 8, 3)
-        query, value = query * scale, value.abs() + 0.5
-        output = fi.pooled_attention(query, key, value * size, backend=backend)
-        torch.testing.assert_close(output / size, fi.pooled_attention(query, key, value, backend="reference"))
+    query, key, value = _inputs(1, 33, 200, 8, 3)
+    aligned = torch.zeros(8)
+    aligned[0] = 5.8  # logits of up to 33.6, so powers of two of up to 2^48.5
+    value = value.abs() + 0.5
+    opposite = aligned * (-1.0) ** torch.arange(200)[:, None]
+    for q, k in ((query, key), (query * 5, key), (query * 0.01 + aligned, key * 0.01 + opposite)):
+        output = fi.pooled_attention(q, k, value * size, backend=backend)
+        torch.testing.assert_close(output / size, fi.pooled_attention(q, k, value, backend="reference"))
 
 
 @native_only
@@ -169,7 +172,8 @@ def test_lesser_instruction_sets(isa):
         f"if torch.ops.fastinpaint.cpu_isa() == {isa!r}:\n"
         "    for shape in t.SHAPES: t.test_float32_equals_float64(shape, 'native', None)\n"
         "    for scale, offset in ((8, 0), (30, 0), (1, 100)): t.test_large_logits_are_exact(scale, offset, 'native')\n"
-        "    for outlier in t.OUTLIERS: t.test_one_key_far_away_changes_nothing_but_its_own_weight(30, outlier, 'native')"
+        "    for outlier in t.OUTLIERS:\n"
+        "        t.test_one_key_far_away_changes_nothing_but_its_own_weight(30, outlier, 'native')"
     )
     subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "FASTINPAINT_ISA": isa})
 

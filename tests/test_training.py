@@ -1,12 +1,15 @@
 import copy
 import dataclasses
 import importlib.util
+import itertools
 import json
 import os
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,9 +23,10 @@ from fastinpaint.losses.objective import InpaintObjective, LossWeights
 from fastinpaint.models import layers
 from fastinpaint.models.discriminator import PatchDiscriminator
 from fastinpaint.models.generator import InpaintGenerator
+from fastinpaint.models.vgg import VGG19Features
 from fastinpaint.training.config import TrainConfig
 from fastinpaint.training.export import export_run
-from fastinpaint.training.interrupts import StopRequest
+from fastinpaint.training.interrupts import StopRequest, worker_context
 from fastinpaint.training.learner import Learner
 from fastinpaint.training.metrics import MetricsLog, read_metrics
 from fastinpaint.training.muon import Muon, orthogonalise
@@ -170,6 +174,11 @@ class TestLearner:
         wanted = torch.autograd.grad(total, list(discriminator.parameters()))
         for a, b in zip(found["discriminator"], wanted, strict=True):
             torch.testing.assert_close(a, b)
+
+    def test_the_layout_is_that_of_the_features_too(self):
+        objective = InpaintObjective(LossWeights(adversarial=0.0), VGG19Features())
+        Learner(InpaintGenerator(2), objective, channels_last=True)
+        assert objective.features.features[2].weight.is_contiguous(memory_format=torch.channels_last)
 
     def test_bfloat16_and_channels_last_learn(self):
         objective = InpaintObjective(LossWeights(adversarial=0.0, content=0.0, style=0.0))
@@ -554,7 +563,9 @@ class TestClock:
         assert config.part_over(100, 45.0) == 0.75
         assert config.part_over(1000, 0.0) == 1.0
 
-    def test_a_run_ends_by_itself_and_pauses(self, config):
+    def test_a_run_ends_by_itself_and_pauses(self, config, monkeypatch):
+        clock = itertools.count()  # a twentieth of a second passes each time it is read
+        monkeypatch.setattr("fastinpaint.training.trainer.time", SimpleNamespace(perf_counter=lambda: next(clock) / 20))
         config = dataclasses.replace(config, steps=10**6, max_seconds=4.0, pause_seconds=1.0, ema=0.9, log_every=1000)
         model = Trainer(config).run()
         InpaintGenerator.from_pretrained(model)
@@ -617,6 +628,30 @@ class TestSmall:
         assert "adversarial" not in rows[0]
         assert rows[-1]["adversarial"] != 0
         assert {"l1_half", "l1_quarter", "data_wait", "skipped", "seconds"} <= rows[0].keys()
+
+    def test_workers_of_a_cuda_run_give_the_same_batches(self, config, monkeypatch):
+        whole = Trainer(config)
+        whole.run()
+        monkeypatch.setattr("fastinpaint.training.trainer.worker_context", lambda cuda: worker_context(cuda=True))
+        apart = Trainer(dataclasses.replace(config, output=config.output + "-apart", workers=2))
+        apart.run()
+        assert worker_context(cuda=False) is None
+        assert_equal(weights(apart), weights(whole))
+
+    def test_a_worker_that_never_answers_ends_the_run(self, config, monkeypatch):
+        monkeypatch.setattr(SampleStream, "__getitem__", lambda self, number: time.sleep(600))
+        with pytest.raises(RuntimeError, match="timed out after 1"):
+            Trainer(dataclasses.replace(config, workers=1, data_timeout=1.0)).run()
+
+    def test_checkpoints_are_written_by_time_too(self, config, monkeypatch):
+        clock = itertools.count()  # a minute passes each time it is read
+        monkeypatch.setattr("fastinpaint.training.trainer.time", SimpleNamespace(perf_counter=lambda: next(clock) * 60))
+        saved = []
+        trainer = Trainer(dataclasses.replace(config, checkpoint_every=0, checkpoint_minutes=20.0))
+        save = trainer._save
+        monkeypatch.setattr(trainer, "_save", lambda: saved.append(trainer.step) or save())
+        trainer.run()
+        assert len(saved) > 1
 
     def test_export_and_start_from_it(self, config, tmp_path):
         trainer = Trainer(config)

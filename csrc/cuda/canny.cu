@@ -41,8 +41,11 @@ class StreamLauncher {
   template <class... Parameters, class... Arguments>
   void launch(void (*kernel)(Parameters...), unsigned blocks, int shared_bytes,
               const Arguments&... arguments) const {
-    if (shared_bytes > 48 * 1024)  // more has to be asked for
+    if (shared_bytes > 48 * 1024) {  // more has to be asked for, and room for as many blocks as can be
       STD_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes));
+      STD_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
+                                          cudaSharedmemCarveoutMaxShared));
+    }
     kernel<<<blocks, kThreads, shared_bytes, stream_>>>(arguments...);
     STD_CUDA_KERNEL_LAUNCH_CHECK();
   }

@@ -503,7 +503,9 @@ __device__ inline void repeat_border(const Tile& tile, const TileMemory<Stored>&
   const int y = side >= 0 ? top + side % kSmoothHeight : i < kSmoothWidth ? -1 : tile.height;
   const int x = side < 0 ? left + i % kSmoothWidth : side < kSmoothHeight ? -1 : tile.width;
   const int row = y - top, column = x - left;
-  if (side < 2 * kSmoothHeight && row >= 0 && row < kSmoothHeight && column >= 0 && column < kSmoothWidth)
+  const bool is_own =
+      side < 0 || (side < 2 * kSmoothHeight && y >= 0 && y < tile.height);  // corners: the rows'
+  if (is_own && row >= 0 && row < kSmoothHeight && column >= 0 && column < kSmoothWidth)
     m.smooth[row * kSmoothStride + column] =
         m.smooth[(clamp(y, tile.height) - top) * kSmoothStride + clamp(x, tile.width) - left];
 }

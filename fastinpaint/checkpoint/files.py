@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -22,7 +23,8 @@ def atomic_write(path: PathLike) -> Iterator[Path]:
     """Give a temporary path beside ``path``; when the block succeeds, it takes the place of ``path`` at once.
 
     Missing parent folders are created. The temporary name ends as ``path`` does, so writers that look at the
-    suffix work. When the block raises, the temporary file is removed and ``path`` is left as it was.
+    suffix work. When the block raises, the temporary file is removed and ``path`` is left as it was. The file's
+    permissions follow the umask, whatever those that the writer gave it.
 
     Raises:
         IsADirectoryError: ``path`` is a folder.
@@ -33,11 +35,13 @@ def atomic_write(path: PathLike) -> Iterator[Path]:
         raise IsADirectoryError(f"cannot write a file at {target}: it is a folder")
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".tmp-{secrets.token_hex(6)}-{target.name}")
+    permissions = _permissions_of_new_file(temporary)
     try:
         yield temporary
         if not temporary.is_file():
             raise FileNotFoundError(f"nothing was written for {target}")
         _fsync(temporary, os.O_RDWR)
+        os.chmod(temporary, permissions)  # safetensors makes files that nobody else can read
         os.replace(temporary, target)
     except BaseException:
         with suppress(OSError):
@@ -45,6 +49,16 @@ def atomic_write(path: PathLike) -> Iterator[Path]:
         raise
     with suppress(OSError):  # not every system can flush a folder, which makes the rename itself durable
         _fsync(target.parent, os.O_RDONLY)
+
+
+def _permissions_of_new_file(path: Path) -> int:
+    """Make and remove a file to learn them: reading the umask would change it for other threads."""
+    handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+    try:
+        return stat.S_IMODE(os.fstat(handle).st_mode)
+    finally:
+        os.close(handle)
+        path.unlink()
 
 
 def _fsync(path: Path, flags: int) -> None:

@@ -13,7 +13,7 @@ from fastinpaint.demo.photographs import Case, signed_tensor
 from fastinpaint.demo.scores import METHODS, Scores, hole_psnr
 from fastinpaint.training.learner import Learner
 from fastinpaint.training.metrics import MetricsLog, draw_curves
-from fastinpaint.training.sheets import Cell, draw_sheet, edge_cell, gradient_cell
+from fastinpaint.visualize.sheets import Cell, draw_sheet, edge_cell, gradient_cell
 
 _CURVE_POINTS = 200
 

@@ -135,7 +135,7 @@ def _fill_file(inpainter: Inpainter, job: _Job, invert_mask: bool, overwrite: bo
         raise FileNotFoundError("the mask folder has no mask of this name")
     picture = _open_upright(job.image)
     hole = np.asarray(_open_upright(job.mask).convert("L")) > 127
-    filled = inpainter(picture, hole ^ invert_mask)
+    filled = inpainter(picture, ~hole if invert_mask else hole)
     kept: dict[str, Any] = {key: picture.info[key] for key in ("exif", "icc_profile") if picture.info.get(key)}
     with atomic_write(job.output) as temporary:
         filled.save(temporary, **kept, **_QUALITY.get(job.output.suffix.lower(), {}))
@@ -143,4 +143,6 @@ def _fill_file(inpainter: Inpainter, job: _Job, invert_mask: bool, overwrite: bo
 
 def _open_upright(path: Path) -> Image.Image:
     with Image.open(path) as picture:
-        return ImageOps.exif_transpose(picture)
+        picture.load()
+        ImageOps.exif_transpose(picture, in_place=True)
+        return picture

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -13,10 +13,12 @@ from PIL import Image
 from torch import Tensor
 
 from fastinpaint.inference.prepare import blind_input, mirror_pad, shrink
+from fastinpaint.inference.regions import SIZE, Hole, fill_region, plan_regions
 from fastinpaint.models.generator import InpaintGenerator
 
 Picture = TypeVar("Picture", Image.Image, npt.NDArray[np.uint8], Tensor)
 Mask = Image.Image | npt.NDArray[Any] | Tensor
+Strategy = Literal["crop", "resize", "original"]
 
 _GRAY = (0.2125, 0.7154, 0.0721)  # as rgb_to_gray weighs red, green and blue
 
@@ -29,28 +31,48 @@ class Inpainter:
     Args:
         generator: Trained generator; it is moved to ``device`` and put into evaluation mode.
         device: Where it runs; None takes CUDA if there is some, else the CPU.
-        max_side: Pictures with a longer side (pixels) are filled at this size and the filling is enlarged, because
-            attention grows with the square of the area; the known pixels stay as they are. 0 never shrinks.
+        max_side: Pictures with a longer side (pixels) are large; others are filled whole, at their size. 0: none is.
+        strategy: What happens to large pictures.
+            ``"crop"``: around each hole a region at full size is filled, of at least 256 pixels a side and with a
+            margin of at least 64, so that a filling is as sharp as its surroundings and memory follows the holes.
+            Regions that overlap are merged; one larger than ``max_side`` (or 256) is filled by tiles, inside large
+            holes coarse to fine.
+            ``"resize"``: the whole picture is filled with ``max_side`` as its longer side, and the filling enlarged.
+            ``"original"``: the whole picture is filled at its size; attention grows with the square of the area.
 
     Raises:
-        ValueError: ``max_side`` is negative.
+        ValueError: ``max_side`` is negative, or another strategy.
     """
 
     def __init__(
-        self, generator: InpaintGenerator, device: str | torch.device | None = None, max_side: int = 512
+        self,
+        generator: InpaintGenerator,
+        device: str | torch.device | None = None,
+        max_side: int = 512,
+        strategy: Strategy = "crop",
     ) -> None:
         if max_side < 0:
             raise ValueError(f"max_side must be at least 0 pixels, got {max_side}")
+        if strategy not in get_args(Strategy):
+            raise ValueError(f"strategy must be one of {', '.join(get_args(Strategy))}, got {strategy!r}")
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.generator = generator.to(self.device).eval()
         self.max_side = max_side
+        self.strategy = strategy
 
     @classmethod
     def from_pretrained(
-        cls, path: str | os.PathLike[str], device: str | torch.device | None = None, max_side: int = 512
+        cls,
+        path: str | os.PathLike[str],
+        device: str | torch.device | None = None,
+        max_side: int = 512,
+        strategy: Strategy = "crop",
     ) -> Inpainter:
-        """Load a folder that ``save_pretrained`` or ``fastinpaint convert`` wrote."""
-        return cls(InpaintGenerator.from_pretrained(path), device, max_side)
+        """Load a folder that ``save_pretrained`` or ``fastinpaint convert`` wrote, or a model that ships (``"small"``).
+
+        It computes in float32, whatever the weights are stored as.
+        """
+        return cls(InpaintGenerator.from_pretrained(path), device, max_side, strategy)
 
     def __call__(self, image: Picture, mask: Mask) -> Picture:
         """Fill the hole.
@@ -84,10 +106,23 @@ class Inpainter:
             raise TypeError(f"pictures of 8 bits per channel are wanted, got PIL mode {image.mode}")
         alpha = image.has_transparency_data
         work = image if image.mode in ("L", "RGB", "RGBA") else image.convert("RGBA" if alpha else "RGB")
-        filled = Image.fromarray(self._fill_array(np.asarray(work), mask))
+        if self._crops(work.height, work.width):
+            filled = self._fill_pil_regions(work, hole_of(mask))
+        else:
+            filled = Image.fromarray(self._fill_array(np.asarray(work), mask))
         filled = filled.convert(image.mode) if image.mode == "LA" else filled
         filled.info = dict(image.info)
         return filled
+
+    def _fill_pil_regions(self, image: Image.Image, hole: Tensor) -> Image.Image:
+        _check_sizes((1, image.height, image.width), hole)
+        inside = _plane(hole)
+        result = image.copy()
+        for box in plan_regions(inside):
+            pixels = np.asarray(image.crop((box.left, box.top, box.right, box.bottom)))
+            filled = self._fill_pixels(pixels.reshape(*box.sides, -1), inside[box.area])
+            result.paste(Image.fromarray(filled.reshape(pixels.shape)), (box.left, box.top))
+        return result
 
     def _fill_array(self, image: npt.NDArray[np.uint8], mask: Mask) -> npt.NDArray[np.uint8]:
         channels = 1 if image.ndim == 2 else image.shape[-1]
@@ -95,38 +130,71 @@ class Inpainter:
             found = f"{image.dtype} {image.shape}"
             raise TypeError(f"an image array must be uint8 (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), got {found}")
         pixels = image.reshape(*image.shape[:2], channels)
-        color = np.broadcast_to(pixels[..., :3], (*pixels.shape[:2], 3))
         hole = hole_of(mask)
+        _check_sizes((1, *pixels.shape[:2]), hole)
+        inside = _plane(hole)
+        if not self._crops(*inside.shape):
+            return self._fill_pixels(pixels, inside).reshape(image.shape)
+        result = pixels.copy()
+        for box in plan_regions(inside):
+            result[box.area] = self._fill_pixels(pixels[box.area], inside[box.area])
+        return result.reshape(image.shape)
+
+    def _fill_pixels(self, pixels: npt.NDArray[np.uint8], hole: Hole) -> npt.NDArray[np.uint8]:
+        """(h, w, C), (h, w) of a picture or a region -> (h, w, C)."""
+        color = np.broadcast_to(pixels[..., :3], (*pixels.shape[:2], 3))
         signal = torch.from_numpy(np.array(color)).permute(2, 0, 1)[None].float() / 255
-        filled = self._fill_tensor(signal, hole)[0].permute(1, 2, 0).numpy()  # (H, W, 3) in [0, 1]
-        if channels == 1:
+        complete = self._complete(signal, torch.from_numpy(np.ascontiguousarray(hole))[None, None])
+        filled = complete[0].permute(1, 2, 0).numpy()  # (h, w, 3) in [0, 1]
+        if pixels.shape[-1] == 1:
             filled = (filled @ np.asarray(_GRAY, np.float32))[..., None]
         rounded = (filled * 255 + 0.5).astype(np.uint8)
         result = pixels.copy()
-        inside = hole[0, 0].cpu().numpy()
-        result[..., :3][inside] = rounded[inside]
-        return result.reshape(image.shape)
+        result[..., :3][hole] = rounded[hole]
+        return result
 
     def _fill_tensor(self, image: Tensor, hole: Tensor) -> Tensor:
         _check(image, hole)
-        if not hole.any():
-            return image.clone()
         hole = hole.to(image.device).expand(image.shape[0], -1, -1, -1)
-        filled = self._predict(image.detach().to(self.device, torch.float32) * 2 - 1, hole.to(self.device).float())
-        return torch.where(hole, ((filled + 1) / 2).to(image.device, image.dtype), image.detach())
+        if not self._crops(*image.shape[-2:]):
+            return self._complete(image.detach(), hole)
+        result = image.detach().clone()
+        for item, inside in zip(result, hole, strict=True):
+            for box in plan_regions(inside[0].cpu().numpy()):
+                part = item[None, :, box.rows, box.columns]
+                part.copy_(self._complete(part, inside[None, :, box.rows, box.columns]))
+        return result
+
+    def _crops(self, height: int, width: int) -> bool:
+        """Tell whether pictures of this size are filled region by region."""
+        return self.strategy == "crop" and self.max_side > 0 and max(height, width) > max(self.max_side, SIZE)
 
     @torch.no_grad()
-    def _predict(self, image: Tensor, mask: Tensor) -> Tensor:
-        """(B, 3, H, W) in [-1, 1], (B, 1, H, W) -> (B, 3, H, W) in [-1, 1], right in the hole."""
+    def _complete(self, image: Tensor, hole: Tensor) -> Tensor:
+        """(B, 3, H, W) in [0, 1], (B, 1, H, W) bool -> a new (B, 3, H, W), right everywhere."""
+        if not hole.any():
+            return image.clone()
+        signed, mask = image.to(self.device, torch.float32) * 2 - 1, hole.to(self.device)
+        if self._crops(*image.shape[-2:]):
+            largest = max(self.max_side, SIZE)
+            filled = fill_region(signed, hole[0, 0].cpu().numpy(), self._predict, largest)
+        elif self.strategy == "resize" and 0 < self.max_side < max(image.shape[-2:]):
+            filled = self._predict_small(signed, mask)
+        else:
+            filled = self._predict(signed, mask)
+        return torch.where(hole, ((filled + 1) / 2).to(image.device, image.dtype), image)
+
+    def _predict(self, image: Tensor, hole: Tensor) -> Tensor:
+        """(B, 3, H, W) in [-1, 1], (B, 1, H, W) bool -> (B, 3, H, W) in [-1, 1], right in the hole."""
         height, width = image.shape[-2:]
-        small, small_mask = shrink(image, mask, self.max_side) if self.max_side else (image, mask)
-        inner = small.shape[-2:]
-        inputs = blind_input(mirror_pad(small), mirror_pad(small_mask))
-        result = self.generator(inputs).images[0][..., : inner[0], : inner[1]].clamp(-1, 1)
-        if inner == (height, width):
-            return result
-        complete = torch.where(small_mask > 0.5, result, small)
-        return F.interpolate(complete, (height, width), mode="bicubic", align_corners=False).clamp(-1, 1)
+        inputs = blind_input(mirror_pad(image), mirror_pad(hole.to(image.dtype)))
+        return self.generator(inputs).images[0][..., :height, :width].clamp(-1, 1)
+
+    def _predict_small(self, image: Tensor, hole: Tensor) -> Tensor:
+        """The same with ``max_side`` as the longer side, enlarged."""
+        small, small_mask = shrink(image, hole.to(image.dtype), self.max_side)
+        complete = torch.where(small_mask > 0.5, self._predict(small, small_mask > 0.5), small)
+        return F.interpolate(complete, image.shape[-2:], mode="bicubic", align_corners=False).clamp(-1, 1)
 
 
 def hole_of(mask: Mask) -> Tensor:
@@ -137,7 +205,7 @@ def hole_of(mask: Mask) -> Tensor:
         ValueError: Another shape, or uint8 values of 0 and 1 only, which white-above-127 would read as no hole.
     """
     if isinstance(mask, Image.Image):
-        mask = np.asarray(mask.convert("L"))
+        mask = np.asarray(mask if mask.mode == "L" else mask.convert("L"))
     if isinstance(mask, np.ndarray):
         return _hole_of_array(mask)
     if not isinstance(mask, Tensor):
@@ -158,7 +226,7 @@ def _hole_of_array(mask: npt.NDArray[Any]) -> Tensor:
         raise ValueError(f"a mask array must be (H, W) or (H, W, 1), got {mask.shape}")
     if flat.dtype == np.uint8 and flat.max(initial=0) == 1:
         raise ValueError("a uint8 mask is hole above 127, but this one holds 0 and 1 only: give bool, or 0 and 255")
-    return torch.from_numpy(np.array(flat if flat.dtype == np.bool_ else flat > 127))[None, None]
+    return torch.from_numpy(flat.copy() if flat.dtype == np.bool_ else flat > 127)[None, None]
 
 
 def _check(image: Tensor, hole: Tensor) -> None:
@@ -166,14 +234,24 @@ def _check(image: Tensor, hole: Tensor) -> None:
         raise TypeError(f"an image tensor must be floating point in [0, 1], got {image.dtype}")
     if image.dim() != 4 or image.shape[1] != 3 or image.numel() == 0:
         raise ValueError(f"an image tensor must be (B, 3, H, W) and not empty, got {tuple(image.shape)}")
-    if hole.shape[-2:] != image.shape[-2:]:
-        wanted, found = "x".join(map(str, image.shape[-2:])), "x".join(map(str, hole.shape[-2:]))
-        raise ValueError(f"the mask must have the image's height and width {wanted}, got {found}")
-    if hole.shape[0] not in (1, image.shape[0]):
-        raise ValueError(f"wanted one mask, or one for each of {image.shape[0]} images, got {hole.shape[0]}")
-    if hole.flatten(1).all(1).any():
-        raise ValueError("the mask covers the whole picture: nothing known is left to fill it from")
+    _check_sizes((image.shape[0], *image.shape[-2:]), hole)
     known = image.detach()[~hole.to(image.device).expand_as(image)]
     low, high = float(known.min()), float(known.max())
     if not (low >= 0 and high <= 1):
         raise ValueError(f"known pixels of an image tensor must be in [0, 1], got [{low:.4g}, {high:.4g}]")
+
+
+def _check_sizes(size: tuple[int, ...], hole: Tensor) -> None:
+    """Check a mask against (B, H, W)."""
+    if hole.shape[-2:] != size[1:]:
+        wanted, found = "x".join(map(str, size[1:])), "x".join(map(str, hole.shape[-2:]))
+        raise ValueError(f"the mask must have the image's height and width {wanted}, got {found}")
+    if hole.shape[0] not in (1, size[0]):
+        raise ValueError(f"wanted one mask, or one for each of {size[0]} images, got {hole.shape[0]}")
+    if hole.flatten(1).all(1).any():
+        raise ValueError("the mask covers the whole picture: nothing known is left to fill it from")
+
+
+def _plane(hole: Tensor) -> Hole:
+    """(1, 1, H, W) -> (H, W)."""
+    return hole[0, 0].cpu().numpy()

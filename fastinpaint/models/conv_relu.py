@@ -61,7 +61,8 @@ def _matches(x: Tensor, weight: Tensor, bias: Tensor, geometry: list[list[int]])
     It names its result as an operand of weight 0. So that an engine which reads it shows, memory that the allocator
     gives out next is filled with NaN.
     """
-    plain = F.relu(F.conv2d(x, weight, bias, *geometry))
+    stride, padding, dilation = geometry
+    plain = F.relu(F.conv2d(x, weight, bias, stride, padding, dilation))
     allowed = _TOLERANCE * (plain.max() + bias.abs().max()).float()
     kept = []
     try:

@@ -59,8 +59,11 @@ class SpectralConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in, H, W) -> (B, out, h, w)."""
-        x = F.pad(x, (*same_padding(x.shape[-1], self.stride), *same_padding(x.shape[-2], self.stride)))
-        x = F.conv2d(x, self.normalised_weight(), self.convolution.bias, self.stride)
+        (top, bottom), (left, right) = (same_padding(size, self.stride) for size in x.shape[-2:])
+        padding = (top, left)
+        if padding != (bottom, right):
+            x, padding = F.pad(x, (left, right, top, bottom)), (0, 0)
+        x = F.conv2d(x, self.normalised_weight(), self.convolution.bias, self.stride, padding)
         return F.leaky_relu(x, LEAK) if self.leaky_relu else x
 
 

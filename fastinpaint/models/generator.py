@@ -4,6 +4,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from fastinpaint.models.layers import (
     ConvNorm,
@@ -31,6 +32,9 @@ class GeneratorOutput(NamedTuple):
 
     images: tuple[Tensor, Tensor, Tensor]
     gradients: tuple[Tensor, Tensor, Tensor]
+
+
+pytree._register_namedtuple(GeneratorOutput, serialized_type_name="fastinpaint.GeneratorOutput")  # torch.export.save
 
 
 class StructureStage(nn.Module):

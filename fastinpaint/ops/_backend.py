@@ -3,7 +3,9 @@
 import functools
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
@@ -12,6 +14,30 @@ import torch
 
 BACKENDS = ("triton", "native", "reference")
 _TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_CHOSEN: ContextVar[str] = ContextVar("fastinpaint_backend", default="auto")
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Choose the backend of every operator that is called without one inside the block.
+
+    ``with fastinpaint.use_backend("reference"):`` does what ``backend="reference"`` does for each call in it, in this
+    thread or task; inner blocks win over outer ones. What torch.compile has compiled keeps the backend it was compiled
+    with.
+
+    Args:
+        name: ``"auto"``, ``"triton"``, ``"native"`` or ``"reference"``.
+
+    Raises:
+        ValueError: Another name; and, at the call, an operator that the backend cannot serve.
+    """
+    if name not in ("auto", *BACKENDS):
+        raise ValueError(f"use_backend: name must be one of auto, {', '.join(BACKENDS)}, got {name!r}")
+    token = _CHOSEN.set(name)
+    try:
+        yield
+    finally:
+        _CHOSEN.reset(token)
 
 
 def _load_native() -> str | None:
@@ -127,6 +153,7 @@ def _first_able(op: str, candidates: tuple[tuple[str, str | None], ...]) -> str 
 
 @torch.compiler.assume_constant_result
 def _select(op: str, requested: str, candidates: tuple[tuple[str, str | None], ...]) -> str:
+    requested = _CHOSEN.get() if requested == "auto" else requested
     default = os.environ.get("FASTINPAINT_BACKEND", "auto")
     wanted = default if requested == "auto" else requested
     if wanted not in ("auto", *BACKENDS):
@@ -149,8 +176,9 @@ def select(op: str, requested: str, candidates: Mapping[str, str | None]) -> str
 
     Args:
         op: Public name of the operator, for messages.
-        requested: ``"auto"`` or one of ``BACKENDS``. ``"auto"`` takes ``FASTINPAINT_BACKEND`` where that is set
-            and can serve, else the first candidate that can, and warns once about each it had to pass over.
+        requested: ``"auto"`` or one of ``BACKENDS``. ``"auto"`` is what `use_backend` names, or else
+            ``FASTINPAINT_BACKEND`` where that is set and can serve, else the first candidate that can; it warns once
+            about each it had to pass over.
         candidates: Backend name to None (it can serve this call) or to the reason why not; best first.
 
     Returns:

@@ -40,46 +40,64 @@ def canny(
     image: Tensor,
     *,
     sigma: float = 1.5,
-    low_threshold: float = 0.1,
-    high_threshold: float = 0.2,
+    low_threshold: float | None = None,
+    high_threshold: float | None = None,
     mask: Tensor | None = None,
+    use_quantiles: bool = False,
+    mode: str = "constant",
+    cval: float = 0.0,
     backend: str = "auto",
 ) -> Tensor:
-    """Edges of each image, pixel for pixel those of ``skimage.feature.canny`` (0.26) on the same float32 grey image.
+    """Edges of each image, pixel for pixel those of ``skimage.feature.canny`` (0.26) on the same grey image.
 
-    Gaussian blur with zeros outside (renormalised by the part of the Gaussian that lies inside), Sobel gradients,
+    Gaussian blur (with zeros outside, renormalised by the part of the Gaussian that lies inside), Sobel gradients,
     non-maximum suppression with bilinear interpolation, and hysteresis over 8-connected pixels. A pixel of the
     outermost ring is never an edge. Source: Canny, "A Computational Approach to Edge Detection", PAMI 1986, in the form
     that scikit-image gives it.
 
+    It is computed in float64 for images of float64, integers and bool, in float32 for all others. Where an image has
+    ties (steps, few levels), the two find different edges, as in scikit-image.
+
     Args:
-        image: (B, 1, H, W) grey or (B, 3, H, W) RGB (greyed by ``rgb_to_gray``), floating point, finite, any range;
-            other dtypes than float32 are converted to it first.
+        image: (B, 1, H, W) grey or (B, 3, H, W) RGB (greyed by ``rgb_to_gray``). Floating point: finite, any range.
+            Integers of up to 32 bits: divided by their type's largest value. Bool: 0 and 1.
         sigma: Standard deviation of the Gaussian in pixels; 0 leaves the image unblurred. Cut off at 4 sigma.
-        low_threshold: Least gradient magnitude of an edge pixel, in units of the image's values: absolute, as in
-            scikit-image on float images. The Sobel weights are not normalised (a unit step has magnitude 4).
-        high_threshold: Gradient magnitude that at least one pixel of an edge must reach.
+        low_threshold: Least gradient magnitude of an edge pixel, in units of the image's values (of its integers, if it
+            has integers): absolute, as in scikit-image. The Sobel weights are not normalised (a unit step has magnitude
+            4). None: 0.1, and for integers 0.1 of their type's largest value.
+        high_threshold: Gradient magnitude that at least one pixel of an edge must reach. None: 0.2 likewise.
         mask: (B, 1, H, W) or (1, 1, H, W) bool, True where the image counts; None: everywhere. A pixel next to one
             that does not count is never an edge.
-        backend: ``"auto"``, ``"native"`` or ``"reference"``.
+        use_quantiles: The thresholds are quantiles of each image's gradient magnitudes, from 0 to 1.
+        mode: What lies outside the image for the blur: ``"constant"`` (``cval``), ``"nearest"``, ``"reflect"``,
+            ``"mirror"`` or ``"wrap"``, as in ``scipy.ndimage``.
+        cval: See ``mode``.
+        backend: ``"auto"``, ``"native"`` or ``"reference"``. The native kernels take absolute thresholds, mode
+            ``"constant"`` and a ``cval`` of 0; on CUDA float32 and less alone.
 
     Returns:
         (B, 1, H, W) bool, True on an edge. Not differentiable: no gradient reaches ``image``.
 
     Raises:
-        TypeError: ``image`` is not floating point or ``mask`` is not bool.
-        ValueError: A shape, ``sigma`` or the thresholds do not fit, or ``backend`` cannot serve; the message says why.
+        TypeError: ``image`` has another type, or ``mask`` is not bool.
+        ValueError: A shape, ``sigma``, the thresholds or ``mode`` do not fit, or ``backend`` cannot serve; the message
+            says why.
     """
-    _check_image("canny", image, channels=(1, 3))
-    _check_options("canny", sigma, low_threshold, high_threshold)
+    _check_image("canny", image, channels=(1, 3), floating=False)
+    if mode not in reference.MODES:
+        raise ValueError(f"canny: mode must be one of {', '.join(reference.MODES)}, got {mode!r}")
+    _check_sigma("canny", sigma)
+    low, high = _thresholds("canny", image, low_threshold, high_threshold, use_quantiles)
     _check_mask(image, mask)
     image = _as_taken(image)
-    tensors = (image,) if mask is None else (image, mask)
-    chosen = select("canny", backend, {"native": native_reason("canny", *tensors), "reference": None})
-    run = torch.ops.fastinpaint.canny if chosen == "native" else torch.ops.fastinpaint.canny_reference
-    weights = _weights(sigma, [image.shape[-2:]])
-    result: Tensor = run(image, weights, float(low_threshold), float(high_threshold), mask)
-    return result
+    plain = not use_quantiles and mode == "constant" and cval == 0
+    chosen = _select("canny", backend, image, mask, plain)
+    if chosen == "native":
+        weights = _weights(sigma, [image.shape[-2:]])
+        result: Tensor = torch.ops.fastinpaint.canny(image, weights, low, high, mask)
+        return result
+    weights = _weights(sigma, [image.shape[-2:]] if plain else None)
+    return _canny_reference(image, weights, low, high, mask, bool(use_quantiles), mode, float(cval))
 
 
 def canny_pyramid(
@@ -87,8 +105,8 @@ def canny_pyramid(
     *,
     scales: Sequence[int] = (1, 2, 4),
     sigma: float = 1.5,
-    low_threshold: float = 0.1,
-    high_threshold: float = 0.2,
+    low_threshold: float | None = None,
+    high_threshold: float | None = None,
     backend: str = "auto",
 ) -> list[Tensor]:
     """Edges of the image at several scales, all in one pass: ``canny`` of its nearest-neighbour reductions.
@@ -108,10 +126,10 @@ def canny_pyramid(
         A (B, 1, ceil(H / s), ceil(W / s)) bool map for each scale.
 
     Raises:
-        TypeError: ``image`` is not floating point or a scale is not an integer.
+        TypeError: ``image`` has another type, or a scale is not an integer.
         ValueError: A shape, a scale, ``sigma`` or the thresholds do not fit, or ``backend`` cannot serve.
     """
-    _check_image("canny_pyramid", image, channels=(1, 3))
+    _check_image("canny_pyramid", image, channels=(1, 3), floating=False)
     for scale in scales:
         if not isinstance(scale, int):
             raise TypeError(f"canny_pyramid: scales must be integers, got {scale!r}")
@@ -129,39 +147,56 @@ def canny_of_sizes(
     sizes: Sequence[tuple[int, int]],
     *,
     sigma: float = 1.5,
-    low_threshold: float = 0.1,
-    high_threshold: float = 0.2,
+    low_threshold: float | None = None,
+    high_threshold: float | None = None,
     backend: str = "auto",
 ) -> list[Tensor]:
     """``canny_pyramid`` with the (h, w) of every map given."""
-    _check_image("canny_pyramid", image, channels=(1, 3))
-    _check_options("canny_pyramid", sigma, low_threshold, high_threshold)
+    _check_image("canny_pyramid", image, channels=(1, 3), floating=False)
+    _check_sigma("canny_pyramid", sigma)
+    low, high = _thresholds("canny_pyramid", image, low_threshold, high_threshold, use_quantiles=False)
     image = _as_taken(image)
-    chosen = select("canny_pyramid", backend, {"native": native_reason("canny_pyramid", image), "reference": None})
-    native = chosen == "native"
-    run = torch.ops.fastinpaint.canny_pyramid if native else torch.ops.fastinpaint.canny_pyramid_reference
+    chosen = _select("canny_pyramid", backend, image, None, plain=True)
+    run = torch.ops.fastinpaint.canny_pyramid if chosen == "native" else _canny_pyramid_reference
     flat = [side for size in sizes for side in size]
-    weights = _weights(sigma, sizes)
-    result: list[Tensor] = run(image, flat, weights, float(low_threshold), float(high_threshold))
+    result: list[Tensor] = run(image, flat, _weights(sigma, sizes), low, high)
     return result
 
 
 def _as_taken(image: Tensor) -> Tensor:
-    """The image as the operators take it: float32, or half precision on CUDA, where the kernel widens it itself."""
+    """The image as the operators take it: float32 or float64, or half precision on CUDA, where the kernel widens it."""
     image = image.detach()
-    return image if image.is_cuda and image.dtype in (torch.float16, torch.bfloat16) else image.float()
+    if image.is_cuda and image.dtype in (torch.float16, torch.bfloat16):
+        return image
+    return reference.image_as_float(image)
 
 
-def _weights(sigma: float, sizes: Sequence[Sequence[int]]) -> tuple[float, ...]:
-    """The Gaussian's weights by distance; those of a wide one as far as maps of the given (h, w) reach."""
+def _select(op: str, backend: str, image: Tensor, mask: Tensor | None, plain: bool) -> str:
+    if image.is_meta:  # nothing will run
+        return select(op, "reference" if backend == "auto" else backend, {"reference": None})
+    tensors = (image,) if mask is None else (image, mask)
+    gap = native_reason(op, *tensors)
+    if gap is None and not plain:
+        gap = 'it computes absolute thresholds, mode "constant" and a cval of 0 alone'
+    if gap is None and image.dtype == torch.float64 and image.is_cuda:
+        gap = "its CUDA kernels compute in float32, the image calls for float64"
+    return select(op, backend, {"native": gap, "reference": None})
+
+
+def _weights(sigma: float, sizes: Sequence[Sequence[int]] | None) -> tuple[float, ...]:
+    """The Gaussian's weights by distance; those of a wide one as far as maps of the given (h, w), if any, reach."""
     if torch.compiler.is_compiling():  # the weights are constants of a graph, so sigma is one
         from torch.fx.experimental.symbolic_shapes import guard_scalar
 
         sigma = guard_scalar(sigma)
-    if sigma <= _WIDE_SIGMA:
+    if sizes is None or sigma <= _WIDE_SIGMA:
         return _constant_weights(sigma, None)
-    longest = max((max(size) for size in sizes), default=1)
-    return _constant_weights(sigma, max(longest - 1, 0))
+    longest = 1
+    for height, width in sizes:
+        longest = max(longest, height, width)
+    if torch.compiler.is_compiling():
+        longest = int(guard_scalar(longest))
+    return _constant_weights(sigma, longest - 1)
 
 
 @torch.compiler.assume_constant_result
@@ -169,20 +204,38 @@ def _constant_weights(sigma: float, reach: int | None) -> tuple[float, ...]:
     return gaussian_weights(float(sigma), reach)
 
 
-def _check_image(op: str, image: Tensor, channels: tuple[int, ...]) -> None:
-    if not isinstance(image, Tensor) or not image.is_floating_point():
-        found = image.dtype if isinstance(image, Tensor) else type(image).__name__
-        raise TypeError(f"{op}: image must be a floating-point tensor, got {found}")
+def _check_image(op: str, image: Tensor, channels: tuple[int, ...], floating: bool = True) -> None:
+    if not isinstance(image, Tensor):
+        raise TypeError(f"{op}: image must be a tensor, got {type(image).__name__}")
+    if floating and not image.is_floating_point():
+        raise TypeError(f"{op}: image must be a floating-point tensor, got {image.dtype}")
+    if image.is_complex() or image.dtype in (torch.int64, torch.uint64):
+        raise TypeError(f"{op}: image must be real, bool or of integers of up to 32 bits, got {image.dtype}")
     if image.dim() != 4 or image.shape[1] not in channels:
         wanted = " or ".join(map(str, channels))
         raise ValueError(f"{op}: image must be (B, {wanted}, H, W), got shape {tuple(image.shape)}")
 
 
-def _check_options(op: str, sigma: float, low: float, high: float) -> None:
+def _check_sigma(op: str, sigma: float) -> None:
     if not 0 <= sigma < _MAX_SIGMA:
         raise ValueError(f"{op}: sigma must be at least 0 and less than 1e6, got {sigma}")
+
+
+def _thresholds(
+    op: str, image: Tensor, low: float | None, high: float | None, use_quantiles: bool
+) -> tuple[float, float]:
+    """Both thresholds in units of the image as ``image_as_float`` makes it, or as quantiles."""
+    if use_quantiles:
+        for name, quantile in (("low_threshold", low), ("high_threshold", high)):
+            if quantile is not None and not 0 <= quantile <= 1:
+                raise ValueError(f"{op}: {name} must be a quantile from 0 to 1, got {quantile}")
+    has_integers = not image.is_floating_point() and image.dtype != torch.bool
+    unit = torch.iinfo(image.dtype).max if has_integers and not use_quantiles else 1
+    low = 0.1 if low is None else low / unit
+    high = 0.2 if high is None else high / unit
     if not low <= high:
         raise ValueError(f"{op}: low_threshold must be at most high_threshold, got {low} and {high}")
+    return float(low), float(high)
 
 
 def _check_mask(image: Tensor, mask: Tensor | None) -> None:
@@ -200,9 +253,18 @@ def _check_mask(image: Tensor, mask: Tensor | None) -> None:
 # Opaque to torch.compile: the number of hysteresis steps depends on the data.
 @torch.library.custom_op("fastinpaint::canny_reference", mutates_args=())
 def _canny_reference(
-    image: Tensor, weights: Sequence[float], low_threshold: float, high_threshold: float, mask: Tensor | None
+    image: Tensor,
+    weights: Sequence[float],
+    low_threshold: float,
+    high_threshold: float,
+    mask: Tensor | None,
+    use_quantiles: bool = False,
+    mode: str = "constant",
+    cval: float = 0.0,
 ) -> Tensor:
-    return reference.canny_of_weights(image, weights, low_threshold, high_threshold, mask)
+    return reference.canny_of_weights(
+        image, weights, low_threshold, high_threshold, mask, use_quantiles=use_quantiles, mode=mode, cval=cval
+    )
 
 
 @torch.library.custom_op("fastinpaint::canny_pyramid_reference", mutates_args=())
@@ -214,7 +276,14 @@ def _canny_pyramid_reference(
 
 
 def _canny_fake(
-    image: Tensor, weights: Sequence[float], low_threshold: float, high_threshold: float, mask: Tensor | None
+    image: Tensor,
+    weights: Sequence[float],
+    low_threshold: float,
+    high_threshold: float,
+    mask: Tensor | None,
+    use_quantiles: bool = False,
+    mode: str = "constant",
+    cval: float = 0.0,
 ) -> Tensor:
     batch, _, height, width = image.shape
     return image.new_empty((batch, 1, height, width), dtype=torch.bool)

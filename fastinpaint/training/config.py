@@ -16,7 +16,10 @@ _RANGES = (  # option, least and largest value
     *((name, 1, _LARGEST) for name in ("base_channels", "discriminator_channels", "steps", "batch_size")),
     *((name, 1, _LARGEST) for name in ("log_every", "keep_checkpoints")),
     *((name, 0, _LARGEST) for name in ("warmup_steps", "sample_every", "sample_count", "checkpoint_every", "seed")),
-    *((name, 0, _LARGEST) for name in ("max_seconds", "pause_seconds", "discriminator_rate", "clip")),
+    *(
+        (name, 0, _LARGEST)
+        for name in ("max_seconds", "pause_seconds", "discriminator_rate", "clip", "data_timeout", "checkpoint_minutes")
+    ),
     *((name, 0, 1) for name in ("first_part", "adversarial_start")),
     ("workers", -1, _LARGEST),
 )
@@ -78,11 +81,13 @@ class TrainConfig:
     cuda_graph: Literal["auto", "on", "off"] = option("auto", "replay each update as one CUDA graph; auto: on CUDA")
     compile: bool = option(False, "run the generator through torch.compile")
     workers: int = option(2, "processes that read images; 0: the training process; -1: one for each core but one")
+    data_timeout: float = option(300.0, "seconds to wait for a batch from the workers before giving up; 0: for ever")
 
     log_every: int = option(10, "updates between rows of metrics.jsonl")
     sample_every: int = option(1000, "updates between sample pictures; 0: none")
     sample_count: int = option(4, "pictures on a sample sheet")
     checkpoint_every: int = option(1000, "updates between checkpoints; 0: only at the end and when interrupted")
+    checkpoint_minutes: float = option(10.0, "minutes after which a checkpoint is written in any case; 0: never")
     keep_checkpoints: int = option(2, "newest checkpoints that are kept")
 
     @classmethod

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import signal
 import threading
 import time
+from multiprocessing.context import BaseContext
 from types import FrameType, TracebackType
 
 import cv2
@@ -56,3 +58,16 @@ def prepare_worker(worker: int) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     cv2.setNumThreads(0)
+
+
+def worker_context(cuda: bool) -> BaseContext | None:
+    """How data workers start; None is the platform's default.
+
+    A process that uses CUDA has threads of the driver, of a graph's capture and of the loader; a worker forked from
+    it may inherit a lock that one of them holds and wait for ever. So workers are forked from a server without threads.
+    """
+    if not cuda or "forkserver" not in multiprocessing.get_all_start_methods():
+        return None
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["fastinpaint.training.samples"])
+    return context

@@ -70,6 +70,8 @@ class Learner:
         self.discriminator = discriminator and discriminator.train()
         for network in self.networks.values():
             network.to(memory_format=self.layout)  # type: ignore[call-overload]
+        if objective.features is not None:
+            objective.features.to(memory_format=self.layout)  # type: ignore[call-overload]
         self.objective = objective
         self._lonely = InpaintObjective(dataclasses.replace(objective.weights, adversarial=0.0), objective.features)
         self._adversary = discriminator is not None

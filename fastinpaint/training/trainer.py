@@ -32,11 +32,11 @@ from fastinpaint.models.generator import InpaintGenerator
 from fastinpaint.models.vgg import VGG19Features
 from fastinpaint.training.config import TrainConfig
 from fastinpaint.training.initial import initial_weights
-from fastinpaint.training.interrupts import StopRequest, prepare_worker
+from fastinpaint.training.interrupts import StopRequest, prepare_worker, worker_context
 from fastinpaint.training.learner import Learner
 from fastinpaint.training.metrics import MetricsLog, draw_curves, read_metrics
 from fastinpaint.training.samples import SampleBatches, SampleStream
-from fastinpaint.training.sheets import draw_sheet, edge_cell, gradient_cell, hole_cell, picture_cell
+from fastinpaint.visualize.sheets import draw_sheet, edge_cell, gradient_cell, hole_cell, picture_cell
 
 _SAMPLE_MASKS = 2**40  # mask steps that no run reaches, for the sample pictures
 _IN_FLIGHT = 2  # updates that may be queued on a GPU before the host waits
@@ -78,6 +78,7 @@ class Trainer:
         self.learner = build_learner(config, say)
         self.step = 0
         self.seconds = 0.0  # of training, those before a resume included
+        self._saved = time.perf_counter()  # when a checkpoint was written, or the run began
         if resume:
             self._load(saved[-1])
         elif config.init_from is not None:
@@ -156,8 +157,12 @@ class Trainer:
                 if _due(self.step, config.sample_every):
                     self._draw_samples()
                     self._draw_curves(log)
-                if _due(self.step, config.checkpoint_every):
+                if _due(self.step, config.checkpoint_every) or self._overdue():
                     self._save()
+
+    def _overdue(self) -> bool:
+        minutes = self.config.checkpoint_minutes
+        return minutes > 0 and time.perf_counter() - self._saved > 60 * minutes
 
     def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Images (B, 3, s, s) uint8 and masks (B, 1, s, s) or (1, 1, s, s) of the updates to come, s as it is then."""
@@ -172,14 +177,17 @@ class Trainer:
                     break
 
     def _loader(self, size: int, masks: MaskSampler) -> DataLoader[tuple[Tensor, ...]]:
-        config = self.config
+        config, cuda = self.config, self.learner.device.type == "cuda"
         images = self.images if size == self.images.image_size else self.images.of_size(size)
+        workers = _spare_cores() if config.workers < 0 else config.workers
         return DataLoader(
             SampleStream(images, config.seed, None if config.masks.shared else masks),
             batch_sampler=SampleBatches(config.batch_size, self.step, config.steps),
-            num_workers=_spare_cores() if config.workers < 0 else config.workers,
+            num_workers=workers,
             worker_init_fn=prepare_worker,
-            pin_memory=self.learner.device.type == "cuda",
+            pin_memory=cuda,
+            multiprocessing_context=worker_context(cuda) if workers else None,
+            timeout=config.data_timeout if workers else 0,
         )
 
     def _mask_sampler(self, size: int) -> MaskSampler:
@@ -228,6 +236,7 @@ class Trainer:
         state = {"step": self.step, "seconds": self.seconds, **self.learner.state_dict()}
         save_training_state(training_state_path(self.checkpoints, self.step), state)
         prune_training_states(self.checkpoints, self.config.keep_checkpoints)
+        self._saved = time.perf_counter()
 
     def _load(self, path: Path) -> None:
         state = load_training_state(path, map_location=self.learner.device)

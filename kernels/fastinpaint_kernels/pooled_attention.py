@@ -10,8 +10,8 @@ Each group is as wide as the head. The product of the rows of query and key is l
 that of gradient and value is what the weight's gradient multiplies; and a column of ones makes the product that adds
 up the weighted values add up the weights, too.
 
-The shift of a row is its largest logit among a sample of the keys. Sums that overflow, because another logit is larger
-by 80 or more, are taken again with a running maximum.
+The shift of a row is its largest logit among a sample of the keys, plus 28. Where another logit turns out to be
+larger than that, so that weights above 1 appear, the block of rows is done again with the largest of all logits.
 
 Precision. bfloat16: logits are exact products summed in float32; weights are rounded to bfloat16 before they meet the
 values, numerator and denominator alike. float32 and float16: every number is a sum of three bfloat16 numbers and all
@@ -19,7 +19,7 @@ products above 2^-24 are taken; weights have 16 bits. Heads wider than 16 have r
 shift and the delta are applied to each score, and float32 products are three of TensorFloat-32.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -31,10 +31,11 @@ from fastinpaint_kernels._launch import autotune, on_device_of, programs_bucket
 
 MAX_WIDTH = 64
 _ROWS = 128  # rows of slots are padded to a multiple of every block
+_STEP = 32  # of which this many are written at a time
 _LOG2_E = tl.constexpr(1.4426950408889634)
 _LN_2 = tl.constexpr(0.6931471805599453)
 _LARGEST = tl.constexpr(3.4028234663852886e38)
-_TOO_LARGE = tl.constexpr(1e36)  # a sum that may have overflowed
+_HEADROOM = tl.constexpr(40.0)  # of scores below the first guess of the largest, so that most larger ones fit
 
 
 def _config(queries: int, keys: int, warps: int, poly: int = 0, stages: int = 3) -> triton.Config:
@@ -42,18 +43,20 @@ def _config(queries: int, keys: int, warps: int, poly: int = 0, stages: int = 3)
 
 
 def _family(arguments: Mapping[str, Any]) -> str:
+    width = max(arguments["WIDTH"], arguments["VALUE_WIDTH"])
     if not arguments["FOLD"]:
         return "wide float32" if arguments["p_key"].dtype == torch.float32 else "wide half"
     if arguments["EXACT"]:
-        return "exact"
-    return "width 4" if max(arguments["WIDTH"], arguments["VALUE_WIDTH"]) <= 4 else "width 16"
+        return "exact" if width <= 8 else "exact width 16"
+    return "width 4" if width <= 4 else "width 16"
 
 
 # The first of a family is the one predicted to be the best for the generator's shapes, see benchmarks/LOG.md.
 _QUERY_BLOCKS = {
     "width 4": [_config(64, 128, 4, 3), _config(64, 128, 4, 2), _config(64, 64, 4, 2), _config(64, 64, 4, 3)],
-    "width 16": [_config(64, 64, 4, 2), _config(64, 128, 4, 2)],
+    "width 16": [_config(64, 64, 4, 2), _config(64, 64, 4)],
     "exact": [_config(64, 64, 4, stages=2)],
+    "exact width 16": [_config(64, 32, 4, stages=2)],
     "wide half": [_config(64, 32, 4, stages=2)],
     "wide float32": [_config(16, 16, 4, stages=1)],
 }
@@ -61,6 +64,7 @@ _KEY_BLOCKS = {
     "width 4": [_config(64, 64, 4, 2), _config(128, 64, 4, 2), _config(64, 64, 4)],
     "width 16": [_config(64, 64, 4, 2), _config(64, 64, 4)],
     "exact": [_config(64, 64, 4, stages=2)],
+    "exact width 16": [_config(32, 64, 4, stages=2)],
     "wide half": [_config(32, 32, 4, stages=2)],
     "wide float32": [_config(32, 16, 4, stages=1)],
 }
@@ -75,7 +79,7 @@ def _cut(b):
 
 @triton.jit
 def _part(b, o_part):
-    """The first, second or third of the bfloat16 numbers that add up to b (float32); those of infinity are itself, 0, 0."""
+    """The first, second or third bfloat16 number of three whose sum is b (float32); of infinity: itself, 0, 0."""
     b_first = _cut(b)
     b_rest = tl.where(tl.abs(b_first) < float("inf"), b - b_first, 0.0)
     b_second = _cut(b_rest)
@@ -133,7 +137,7 @@ def _product(
     b_left, b_left_2, p_slots, b_right,
     SLOTS: tl.constexpr, STRIDE: tl.constexpr, EXACT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """(len(b_left), len(b_right)): rows on the left times rows on the right, whose second half is still to be loaded."""
+    """(len(b_left), len(b_right)): rows of b_left times rows of b_right, whose second tile is loaded here."""
     b_product = tl.dot(b_left, tl.trans(b_right), input_precision=PRECISION)
     if EXACT:
         b_right_2 = _stored_slots(p_slots + SLOTS, b_right.shape[0], SLOTS, STRIDE)
@@ -176,13 +180,13 @@ def _store_rows(p_rows, b_rows, o_row, rows, WIDTH: tl.constexpr):
 
 @triton.jit
 def _polynomial_exp2(b):
-    """2^b to 1e-4 of itself on the units for sums and products; 2^-128 (nearly 0) below, infinity above 2^128."""
-    b = tl.clamp(b * 0.00390625 + 0.5, 0.0, 1.0)  # b / 256 + 1 / 2
-    b_whole = b + 49151.5  # 1.5 * 2^15 - 1 / 2: round(256 b) - 128 in the low bits
-    b -= b_whole - 49151.5
-    b_power = 0.05550410866 * 16777216.0
-    b_power = b_power * b + 0.2402264791 * 65536.0
-    b_power = b_power * b + 0.6931471806 * 256.0
+    """2^b to 2^-13 of itself on the units for sums and products; 0 from -127 down, 2 from 1 up, where b is NaN 0."""
+    b = tl.clamp(b * 0.0078125 + 0.9921875, 0.0, 1.0)  # (b + 127) / 128, and one instruction
+    b_whole = b + 98303.0078125  # 1.5 * 2^16 - 127 / 128: the low bits are those of the nearest integer to b
+    b -= b_whole - 98303.0078125
+    b_power = 0.0550098209 * 2097152.0  # minimax for an exact 1 at 0, times powers of 128
+    b_power = b_power * b + 0.242211058 * 16384.0
+    b_power = b_power * b + 0.693282721 * 128.0
     b_power = b_power * b + 1.0
     b_bits = b_power.to(tl.int32, bitcast=True) + (b_whole.to(tl.int32, bitcast=True) << 23)
     return b_bits.to(tl.float32, bitcast=True)
@@ -231,12 +235,25 @@ def _parts(tile: int, exact: bool) -> int:
 
 
 @triton.jit
-def _prepare_kernel(
+def _left_slots(p_slots, ROWS: tl.constexpr, SLOTS: tl.constexpr, EXACT: tl.constexpr):
+    """The two tiles (ROWS, SLOTS) for left sides, the same one twice unless EXACT."""
+    TILES: tl.constexpr = 4 if EXACT else 1
+    LEFT: tl.constexpr = 2 if EXACT else 0
+    b_left = _stored_slots(p_slots + LEFT * SLOTS, ROWS, SLOTS, SLOTS * TILES)
+    b_left_2 = b_left
+    if EXACT:
+        b_left_2 = _stored_slots(p_slots + 3 * SLOTS, ROWS, SLOTS, SLOTS * TILES)
+    return b_left, b_left_2
+
+
+@triton.jit
+def _prepare_keys_kernel(
     p_key,  # (B, M, WIDTH)
     p_value,  # (B, M, VALUE_WIDTH)
-    p_key_slots,  # out (B, padded, SLOTS); EXACT: 4 * SLOTS, two tiles as right sides of products and two as left sides
-    p_value_slots,  # out (B, padded, VALUE_SLOTS), likewise
+    p_key_slots,  # out (B, padded keys, TILES * SLOTS); 4 TILES if EXACT: two for right sides of products, two for left
+    p_value_slots,  # out (B, padded keys, TILES * VALUE_SLOTS)
     keys,
+    padded,
     key_stride_0, key_stride_1, key_stride_2,
     value_stride_0, value_stride_1, value_stride_2,
     WIDTH: tl.constexpr,
@@ -247,22 +264,24 @@ def _prepare_kernel(
     VALUE_SLOTS: tl.constexpr,
     FOLD: tl.constexpr,
     EXACT: tl.constexpr,
-    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Rows from M to padded are zero."""
+    """Rows of keys and of values, with their ones; from M to padded they are zero."""
     TILES: tl.constexpr = 4 if EXACT else 1
     GROUPS: tl.constexpr = 3 if FOLD else 1
     VALUE_GROUPS: tl.constexpr = 3 if EXACT else 1
-    blocks = tl.cdiv(keys, ROWS)
-    i_batch = (tl.program_id(0) // blocks).to(tl.int64)
-    first = tl.program_id(0) % blocks * ROWS
-    o_key = first + tl.arange(0, ROWS)
+    first = tl.program_id(0).to(tl.int64) * BLOCK
+    i_batch = first // padded
+    o_key = first % padded + tl.arange(0, BLOCK)
     p_key += i_batch * key_stride_0
     p_value += i_batch * value_stride_0
-    p_key_slots += (i_batch * blocks * ROWS + first) * SLOTS * TILES
-    p_value_slots += (i_batch * blocks * ROWS + first) * VALUE_SLOTS * TILES
+    p_key_slots += first * SLOTS * TILES
+    p_value_slots += first * VALUE_SLOTS * TILES
     b_one = tl.where(o_key < keys, 1.0, 0.0)
-
+    o_one = tl.arange(0, SLOTS) - GROUPS * GROUP
+    m_one = (FOLD & (o_one >= 0) & (o_one < 3))[None, :]
+    o_one = tl.arange(0, VALUE_SLOTS) - VALUE_GROUPS * VALUE_GROUP
+    m_value_one = ((o_one >= 0) & (o_one < 3))[None, :]
     for i_tile in tl.static_range(TILES):
         b_key = _load_slots(
             p_key, o_key, keys, key_stride_1, key_stride_2,
@@ -271,17 +290,76 @@ def _prepare_kernel(
         b_value = _load_slots(
             p_value, o_key, keys, value_stride_1, value_stride_2,
             VALUE_WIDTH, VALUE_GROUP, VALUE_GROUPS, VALUE_SLOTS, _parts(i_tile, EXACT), 1.0, FOLD,
-        )  # fmt: skip
+        ).to(tl.float32)  # fmt: skip
         if i_tile % 2 == 0:
-            # A weight by polynomial is never NaN: that of a key is kept in its column of ones.
-            b_value_one = tl.where(tl.max(tl.where(b_key == b_key, 0, 1), 1) > 0, float("nan"), b_one)
-            if FOLD:
-                o_one = tl.arange(0, SLOTS) - GROUPS * GROUP
-                b_key = tl.where(((o_one >= 0) & (o_one < 3))[None, :], b_one[:, None], b_key)
-            o_one = tl.arange(0, VALUE_SLOTS) - VALUE_GROUPS * VALUE_GROUP
-            b_value = tl.where(((o_one >= 0) & (o_one < 3))[None, :], b_value_one[:, None], b_value.to(tl.float32))
+            # A weight by polynomial is never NaN: the NaN of a key is kept in its column of ones.
+            m_number = tl.abs(b_key) <= float("inf")
+            b_value_one = tl.where(tl.max(tl.where(m_number, 0, 1), 1) > 0, float("nan"), b_one)
+            b_key = tl.where(m_one, b_one[:, None], b_key.to(tl.float32))
+            b_value = tl.where(m_value_one, b_value_one[:, None], b_value)
         _store_slots(p_key_slots + i_tile * SLOTS, b_key, SLOTS, SLOTS * TILES)
         _store_slots(p_value_slots + i_tile * VALUE_SLOTS, b_value, VALUE_SLOTS, VALUE_SLOTS * TILES)
+
+
+@triton.jit
+def _prepare_queries_kernel(
+    p_query,  # (B, N, WIDTH)
+    p_output,  # (B, N, VALUE_WIDTH)
+    p_grad_output,  # (B, N, VALUE_WIDTH)
+    p_lse,  # (B, N) float32
+    p_query_slots,  # out (B, padded queries, TILES * SLOTS)
+    p_grad_slots,  # out (B, padded queries, TILES * VALUE_SLOTS)
+    p_delta,  # out (B, padded queries) float32, sum of output * its gradient
+    queries,
+    padded,
+    query_stride_0, query_stride_1, query_stride_2,
+    output_stride_0, output_stride_1, output_stride_2,
+    grad_stride_0, grad_stride_1, grad_stride_2,
+    WIDTH: tl.constexpr,
+    VALUE_WIDTH: tl.constexpr,
+    GROUP: tl.constexpr,
+    VALUE_GROUP: tl.constexpr,
+    SLOTS: tl.constexpr,
+    VALUE_SLOTS: tl.constexpr,
+    FOLD: tl.constexpr,
+    EXACT: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Rows of queries with -lse and of gradients with -delta, both in three parts; from N to padded they are zero."""
+    TILES: tl.constexpr = 4 if EXACT else 1
+    GROUPS: tl.constexpr = 3 if FOLD else 1
+    VALUE_GROUPS: tl.constexpr = 3 if EXACT else 1
+    first = tl.program_id(0).to(tl.int64) * BLOCK
+    i_batch = first // padded
+    o_query = first % padded + tl.arange(0, BLOCK)
+    p_query += i_batch * query_stride_0
+    p_output += i_batch * output_stride_0
+    p_grad_output += i_batch * grad_stride_0
+    p_query_slots += first * SLOTS * TILES
+    p_grad_slots += first * VALUE_SLOTS * TILES
+
+    o_column = tl.arange(0, VALUE_GROUP).to(tl.int64)[None, :]
+    m_rows = (o_query < queries)[:, None] & (o_column < VALUE_WIDTH)
+    o_row = o_query[:, None]
+    b_output = tl.load(p_output + o_row * output_stride_1 + o_column * output_stride_2, mask=m_rows, other=0.0)
+    b_grad = tl.load(p_grad_output + o_row * grad_stride_1 + o_column * grad_stride_2, mask=m_rows, other=0.0)
+    b_delta = tl.sum(b_output.to(tl.float32) * b_grad.to(tl.float32), 1)
+    tl.store(p_delta + first + tl.arange(0, BLOCK), b_delta)
+    b_lse = tl.load(p_lse + i_batch * queries + o_query, mask=o_query < queries, other=0.0)
+    for i_tile in tl.static_range(TILES):
+        b_query = _load_slots(
+            p_query, o_query, queries, query_stride_1, query_stride_2,
+            WIDTH, GROUP, GROUPS, SLOTS, _parts(i_tile, EXACT) if EXACT else 12, _LOG2_E, FOLD,
+        )  # fmt: skip
+        b_grad = _load_slots(
+            p_grad_output, o_query, queries, grad_stride_1, grad_stride_2,
+            VALUE_WIDTH, VALUE_GROUP, VALUE_GROUPS, VALUE_SLOTS, _parts(i_tile, EXACT), 1.0, FOLD,
+        )  # fmt: skip
+        if FOLD and i_tile % 2 == 0:
+            b_query += _last_slots(-b_lse, GROUP, GROUPS, SLOTS)
+            b_grad += _last_slots(-b_delta, VALUE_GROUP, VALUE_GROUPS, VALUE_SLOTS)
+        _store_slots(p_query_slots + i_tile * SLOTS, b_query, SLOTS, SLOTS * TILES)
+        _store_slots(p_grad_slots + i_tile * VALUE_SLOTS, b_grad, VALUE_SLOTS, VALUE_SLOTS * TILES)
 
 
 @triton.jit
@@ -297,15 +375,14 @@ def _scores(
 
 
 @triton.jit
-def _shifted(
-    b_rows, b_shift, p_key, GROUP: tl.constexpr, GROUPS: tl.constexpr, SLOTS: tl.constexpr, FOLD: tl.constexpr
-):
-    """Queries with a shift, and the shift; without slots for it, it is scaled."""
+def _shifted(b_query, b_shift, GROUP: tl.constexpr, GROUPS: tl.constexpr, SLOTS: tl.constexpr, FOLD: tl.constexpr):
+    """Queries with this shift in their last slots, and the shift; without slots for it, it is scaled."""
     if FOLD:
-        b_rows += _last_slots(-b_shift, GROUP, GROUPS, SLOTS)
+        b_last = _last_slots(-b_shift, GROUP, GROUPS, SLOTS).to(b_query.dtype)
+        b_query = tl.where((tl.arange(0, SLOTS) < GROUPS * GROUP)[None, :], b_query, b_last)
     else:
         b_shift *= _LOG2_E
-    return b_rows.to(p_key.dtype.element_ty), b_shift
+    return b_query, b_shift
 
 
 @triton.jit
@@ -350,7 +427,7 @@ def _largest(
 @triton.jit(do_not_specialize=["size"])
 def _forward_kernel(
     p_query,  # (B, N, WIDTH)
-    p_key,  # (B, padded keys, TILES * SLOTS), see _prepare_kernel
+    p_key,  # (B, padded keys, TILES * SLOTS), see _prepare_keys_kernel
     p_value,  # (B, padded keys, TILES * VALUE_SLOTS)
     p_output,  # out (B, N, VALUE_WIDTH)
     p_lse,  # out (B, N) float32, log2 of the sum of exp(logit)
@@ -385,24 +462,25 @@ def _forward_kernel(
     p_value += i_batch * padded * VALUE_STRIDE
 
     GROUPS: tl.constexpr = 3 if FOLD else 1
-    b_rows = _load_slots(
+    PARTS: tl.constexpr = _parts(2, EXACT) if EXACT else 12
+    b_query = _load_slots(
         p_query, o_query, queries, query_stride_1, query_stride_2,
-        WIDTH, GROUP, GROUPS, SLOTS, 0 if EXACT else 12, _LOG2_E, FOLD,
-    )  # fmt: skip
-    b_plain = b_rows.to(p_key.dtype.element_ty)
-    b_query_2 = b_plain
+        WIDTH, GROUP, GROUPS, SLOTS, PARTS, _LOG2_E, FOLD,
+    ).to(p_key.dtype.element_ty)  # fmt: skip
+    b_query_2 = b_query
     if EXACT:
         b_query_2 = _load_slots(
-            p_query, o_query, queries, query_stride_1, query_stride_2, WIDTH, GROUP, GROUPS, SLOTS, 112, _LOG2_E, FOLD
-        ).to(p_key.dtype.element_ty)
+            p_query, o_query, queries, query_stride_1, query_stride_2,
+            WIDTH, GROUP, GROUPS, SLOTS, _parts(3, EXACT), _LOG2_E, FOLD,
+        ).to(p_key.dtype.element_ty)  # fmt: skip
 
     p_sample = p_key + (tl.arange(0, BLOCK_M).to(tl.int64) * keys // BLOCK_M)[:, None] * KEY_STRIDE
     p_sample += tl.arange(0, SLOTS)[None, :]
-    b_score = tl.dot(b_plain, tl.trans(tl.load(p_sample)), input_precision=PRECISION)
+    b_score = tl.dot(b_query, tl.trans(tl.load(p_sample)), input_precision=PRECISION)
     if EXACT:
         b_score = tl.dot(b_query_2, tl.trans(tl.load(p_sample + SLOTS)), b_score)
-    b_shift = tl.max(b_score, 1)
-    b_query, b_shift = _shifted(b_rows, b_shift, p_key, GROUP, GROUPS, SLOTS, FOLD)
+    b_shift = tl.max(b_score, 1) + (_HEADROOM if FOLD else 0.0)
+    b_query, b_shift = _shifted(b_query, b_shift, GROUP, GROUPS, SLOTS, FOLD)
     b_sum = tl.zeros((BLOCK_N, VALUE_SLOTS), tl.float32)
     attempt = 0
     while attempt < 2:
@@ -411,11 +489,17 @@ def _forward_kernel(
             SLOTS, VALUE_SLOTS, FOLD, EXACT, PRECISION, BLOCK_M, POLY,
         )  # fmt: skip
         attempt += 1
-        if tl.max(tl.max(tl.where(tl.abs(b_sum) < _TOO_LARGE, 0, 1), 1), 0) == 0:
+        # Polynomial weights end at 2, so a sum of weights below 1 (an infinity without them) is right.
+        m_total = tl.arange(0, VALUE_SLOTS) == VALUE_GROUPS * VALUE_GROUP
+        b_limit = tl.where(m_total, 1.0 if FOLD else float("inf"), float("inf"))
+        if tl.max(tl.max(tl.where(tl.abs(b_sum) < b_limit[None, :], 0, 1), 1), 0) == 0:
             attempt = 2
         if attempt == 1:
-            b_shift = _largest(b_plain, b_query_2, p_key, keys, SLOTS, EXACT, PRECISION, BLOCK_M)
-            b_query, b_shift = _shifted(b_rows, b_shift, p_key, GROUP, GROUPS, SLOTS, FOLD)
+            b_query, _ = _shifted(b_query, tl.zeros((BLOCK_N,), tl.float32), GROUP, GROUPS, SLOTS, FOLD)
+            b_shift = _largest(b_query, b_query_2, p_key, keys, SLOTS, EXACT, PRECISION, BLOCK_M)
+            if FOLD:  # so that no sum is larger than the values
+                b_shift += tl.log2(padded.to(tl.float32))
+            b_query, b_shift = _shifted(b_query, b_shift, GROUP, GROUPS, SLOTS, FOLD)
     m_total = tl.arange(0, VALUE_SLOTS) == VALUE_GROUPS * VALUE_GROUP
     b_total = tl.sum(tl.where(m_total[None, :], b_sum, 0.0), 1)
     b_output = _sum_groups(b_sum / b_total[:, None], VALUE_GROUP, VALUE_GROUPS)
@@ -426,22 +510,16 @@ def _forward_kernel(
 @autotune(_QUERY_BLOCKS, _family, _TUNED_BY)
 @triton.jit(do_not_specialize=["size"])
 def _query_gradient_kernel(
-    p_query,  # (B, N, WIDTH)
-    p_key,  # (B, padded keys, TILES * SLOTS), see _prepare_kernel
+    p_query,  # (B, padded queries, TILES * SLOTS), see _prepare_queries_kernel
+    p_key,  # (B, padded keys, TILES * SLOTS), see _prepare_keys_kernel
     p_value,  # (B, padded keys, TILES * VALUE_SLOTS)
-    p_output,  # (B, N, VALUE_WIDTH)
+    p_grad_output,  # (B, padded queries, TILES * VALUE_SLOTS)
     p_lse,  # (B, N) float32
-    p_grad_output,  # (B, N, VALUE_WIDTH)
+    p_delta,  # (B, padded queries) float32
     p_grad_query,  # out (B, N, WIDTH)
-    p_query_slots,  # out (B, padded queries, TILES * SLOTS)
-    p_grad_slots,  # out (B, padded queries, TILES * VALUE_SLOTS)
-    p_delta,  # out (B, padded queries) float32, sum of output * its gradient
     queries,
     keys,
     size,
-    query_stride_0, query_stride_1, query_stride_2,
-    output_stride_0, output_stride_1, output_stride_2,
-    grad_stride_0, grad_stride_1, grad_stride_2,
     WIDTH: tl.constexpr,
     VALUE_WIDTH: tl.constexpr,
     GROUP: tl.constexpr,
@@ -455,103 +533,33 @@ def _query_gradient_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_M: tl.constexpr,
     POLY: tl.constexpr,
-):  # fmt: skip
+):
     TILES: tl.constexpr = 4 if EXACT else 1
-    KEY_STRIDE: tl.constexpr = SLOTS * TILES
+    STRIDE: tl.constexpr = SLOTS * TILES
     VALUE_STRIDE: tl.constexpr = VALUE_SLOTS * TILES
-    OWN_TILES: tl.constexpr = 2 if EXACT else 1
-    OWN_STRIDE: tl.constexpr = SLOTS * OWN_TILES
-    OWN_VALUE_STRIDE: tl.constexpr = VALUE_SLOTS * OWN_TILES
-    GROUPS: tl.constexpr = 3 if FOLD else 1
-    VALUE_GROUPS: tl.constexpr = 3 if EXACT else 1
     padded_queries = tl.cdiv(queries, ROWS) * ROWS
     padded = tl.cdiv(keys, ROWS) * ROWS
-    blocks = padded_queries // BLOCK_N
-    i_batch = (tl.program_id(0) // blocks).to(tl.int64)
-    first_query = tl.program_id(0) % blocks * BLOCK_N
-    o_query = first_query + tl.arange(0, BLOCK_N)
-    m_query = o_query < queries
-    p_query += i_batch * query_stride_0
-    p_output += i_batch * output_stride_0
-    p_grad_output += i_batch * grad_stride_0
-    p_key += i_batch * padded * KEY_STRIDE
+    first_query = tl.program_id(0).to(tl.int64) * BLOCK_N
+    i_batch = first_query // padded_queries
+    o_query = first_query % padded_queries + tl.arange(0, BLOCK_N)
+    p_key += i_batch * padded * STRIDE
     p_value += i_batch * padded * VALUE_STRIDE
-    p_query_slots += (i_batch * padded_queries + first_query) * OWN_STRIDE
-    p_grad_slots += (i_batch * padded_queries + first_query) * OWN_VALUE_STRIDE
-
-    o_column = tl.arange(0, VALUE_GROUP)
-    m_rows = m_query[:, None] & (o_column < VALUE_WIDTH)[None, :]
-    o_row = o_query.to(tl.int64)[:, None]
-    b_output = tl.load(p_output + o_row * output_stride_1 + o_column[None, :] * output_stride_2, mask=m_rows, other=0.0)
-    b_grad = tl.load(p_grad_output + o_row * grad_stride_1 + o_column[None, :] * grad_stride_2, mask=m_rows, other=0.0)
-    b_delta = tl.sum(b_output.to(tl.float32) * b_grad.to(tl.float32), 1)
-    b_lse = tl.load(p_lse + i_batch * queries + o_query, mask=m_query, other=0.0)
-
-    # The rows of this program as left sides, and for the gradients of the keys as right sides.
-    b_query = _load_slots(
-        p_query, o_query, queries, query_stride_1, query_stride_2,
-        WIDTH, GROUP, GROUPS, SLOTS, 0 if EXACT else 12, _LOG2_E, FOLD,
-    )  # fmt: skip
-    b_grad = _load_slots(
-        p_grad_output, o_query, queries, grad_stride_1, grad_stride_2,
-        VALUE_WIDTH, VALUE_GROUP, VALUE_GROUPS, VALUE_SLOTS, 0, 1.0, FOLD,
-    )  # fmt: skip
-    b_query_2, b_grad_2 = b_query, b_grad
-    if FOLD:
-        b_last = _last_slots(-b_lse, GROUP, GROUPS, SLOTS)
-        b_last_grad = _last_slots(-b_delta, VALUE_GROUP, VALUE_GROUPS, VALUE_SLOTS)
-        b_right, b_right_grad = b_query, b_grad
-        if EXACT:
-            b_right = _load_slots(
-                p_query, o_query, queries, query_stride_1, query_stride_2,
-                WIDTH, GROUP, GROUPS, SLOTS, 12, _LOG2_E, FOLD,
-            )  # fmt: skip
-            b_right_grad = _load_slots(
-                p_grad_output, o_query, queries, grad_stride_1, grad_stride_2,
-                VALUE_WIDTH, VALUE_GROUP, VALUE_GROUPS, VALUE_SLOTS, 12, 1.0, FOLD,
-            )  # fmt: skip
-            b_right_2 = _load_slots(
-                p_query, o_query, queries, query_stride_1, query_stride_2,
-                WIDTH, GROUP, GROUPS, SLOTS, 10, _LOG2_E, FOLD,
-            )  # fmt: skip
-            _store_slots(p_query_slots + SLOTS, b_right_2, SLOTS, OWN_STRIDE)
-            b_right_2 = _load_slots(
-                p_grad_output, o_query, queries, grad_stride_1, grad_stride_2,
-                VALUE_WIDTH, VALUE_GROUP, VALUE_GROUPS, VALUE_SLOTS, 10, 1.0, FOLD,
-            )  # fmt: skip
-            _store_slots(p_grad_slots + VALUE_SLOTS, b_right_2, VALUE_SLOTS, OWN_VALUE_STRIDE)
-            b_query_2 = _load_slots(
-                p_query, o_query, queries, query_stride_1, query_stride_2,
-                WIDTH, GROUP, GROUPS, SLOTS, 112, _LOG2_E, FOLD,
-            )  # fmt: skip
-            b_grad_2 = _load_slots(
-                p_grad_output, o_query, queries, grad_stride_1, grad_stride_2,
-                VALUE_WIDTH, VALUE_GROUP, VALUE_GROUPS, VALUE_SLOTS, 112, 1.0, FOLD,
-            )  # fmt: skip
-        _store_slots(p_query_slots, b_right + b_last, SLOTS, OWN_STRIDE)
-        _store_slots(p_grad_slots, b_right_grad + b_last_grad, VALUE_SLOTS, OWN_VALUE_STRIDE)
-        b_query += b_last
-        b_grad += b_last_grad
-    else:
-        _store_slots(p_query_slots, b_query, SLOTS, OWN_STRIDE)
-        _store_slots(p_grad_slots, b_grad, VALUE_SLOTS, OWN_VALUE_STRIDE)
-        tl.store(p_delta + i_batch * padded_queries + o_query, b_delta)
-    b_query = b_query.to(p_key.dtype.element_ty)
-    b_grad = b_grad.to(p_value.dtype.element_ty)
-    b_query_2 = b_query_2.to(p_key.dtype.element_ty)
-    b_grad_2 = b_grad_2.to(p_value.dtype.element_ty)
+    b_query, b_query_2 = _left_slots(p_query + first_query * STRIDE, BLOCK_N, SLOTS, EXACT)
+    b_grad, b_grad_2 = _left_slots(p_grad_output + first_query * VALUE_STRIDE, BLOCK_N, VALUE_SLOTS, EXACT)
+    b_lse = tl.load(p_lse + i_batch * queries + o_query, mask=o_query < queries, other=0.0)
+    b_delta = tl.load(p_delta + first_query + tl.arange(0, BLOCK_N))
 
     b_sum = tl.zeros((BLOCK_N, SLOTS), tl.float32)
     for _ in range(0, padded, BLOCK_M):
-        b_key = _stored_slots(p_key, BLOCK_M, SLOTS, KEY_STRIDE)
+        b_key = _stored_slots(p_key, BLOCK_M, SLOTS, STRIDE)
         b_value = _stored_slots(p_value, BLOCK_M, VALUE_SLOTS, VALUE_STRIDE)
-        b_score = _scores(b_query, b_query_2, b_lse, p_key, b_key, SLOTS, KEY_STRIDE, FOLD, EXACT, PRECISION)
+        b_score = _scores(b_query, b_query_2, b_lse, p_key, b_key, SLOTS, STRIDE, FOLD, EXACT, PRECISION)
         b_slope = _product(b_grad, b_grad_2, p_value, b_value, VALUE_SLOTS, VALUE_STRIDE, EXACT, PRECISION)
         if not FOLD:
             b_slope -= b_delta[:, None]
         b_slope *= _exp2(b_score, POLY)
         b_sum = _add_product(b_slope, b_key, b_sum, EXACT, PRECISION)
-        p_key += BLOCK_M * KEY_STRIDE
+        p_key += BLOCK_M * STRIDE
         p_value += BLOCK_M * VALUE_STRIDE
     b_sum = _sum_groups(b_sum, GROUP, 3 if EXACT else 1)
     _store_rows(p_grad_query + i_batch * queries * WIDTH, b_sum, o_query, queries, WIDTH)
@@ -560,9 +568,9 @@ def _query_gradient_kernel(
 @autotune(_KEY_BLOCKS, _family, _TUNED_BY)
 @triton.jit(do_not_specialize=["size"])
 def _key_gradient_kernel(
-    p_key,  # (B, padded keys, KEY_TILES * SLOTS), see _prepare_kernel
-    p_value,  # (B, padded keys, KEY_TILES * VALUE_SLOTS)
-    p_query,  # (B, padded queries, TILES * SLOTS)
+    p_key,  # (B, padded keys, TILES * SLOTS), see _prepare_keys_kernel
+    p_value,  # (B, padded keys, TILES * VALUE_SLOTS)
+    p_query,  # (B, padded queries, TILES * SLOTS), see _prepare_queries_kernel
     p_grad,  # (B, padded queries, TILES * VALUE_SLOTS)
     p_lse,  # (B, N) float32
     p_delta,  # (B, padded queries) float32
@@ -584,38 +592,29 @@ def _key_gradient_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_M: tl.constexpr,
     POLY: tl.constexpr,
-):  # fmt: skip
-    TILES: tl.constexpr = 2 if EXACT else 1
-    QUERY_STRIDE: tl.constexpr = SLOTS * TILES
+):
+    TILES: tl.constexpr = 4 if EXACT else 1
+    STRIDE: tl.constexpr = SLOTS * TILES
     GRAD_STRIDE: tl.constexpr = VALUE_SLOTS * TILES
     VALUE_GROUPS: tl.constexpr = 3 if EXACT else 1
+    padded_keys = tl.cdiv(keys, ROWS) * ROWS
     padded = tl.cdiv(queries, ROWS) * ROWS
-    blocks = tl.cdiv(keys, BLOCK_M)
-    i_batch = (tl.program_id(0) // blocks).to(tl.int64)
-    o_key = tl.program_id(0) % blocks * BLOCK_M + tl.arange(0, BLOCK_M)
-    p_query += i_batch * padded * QUERY_STRIDE
+    first_key = tl.program_id(0).to(tl.int64) * BLOCK_M
+    i_batch = first_key // padded_keys
+    o_key = first_key % padded_keys + tl.arange(0, BLOCK_M)
+    p_query += i_batch * padded * STRIDE
     p_grad += i_batch * padded * GRAD_STRIDE
     p_lse += i_batch * queries
     p_delta += i_batch * padded
-
-    KEY_TILES: tl.constexpr = 4 if EXACT else 1
-    first_key = i_batch * (tl.cdiv(keys, ROWS) * ROWS) + tl.program_id(0) % blocks * BLOCK_M
-    p_key += first_key * SLOTS * KEY_TILES
-    p_value += first_key * VALUE_SLOTS * KEY_TILES
-    LEFT: tl.constexpr = 2 if EXACT else 0  # the first of the tiles for left sides
-    b_key = _stored_slots(p_key + LEFT * SLOTS, BLOCK_M, SLOTS, SLOTS * KEY_TILES)
-    b_value = _stored_slots(p_value + LEFT * VALUE_SLOTS, BLOCK_M, VALUE_SLOTS, VALUE_SLOTS * KEY_TILES)
-    b_key_2, b_value_2 = b_key, b_value
-    if EXACT:
-        b_key_2 = _stored_slots(p_key + 3 * SLOTS, BLOCK_M, SLOTS, SLOTS * KEY_TILES)
-        b_value_2 = _stored_slots(p_value + 3 * VALUE_SLOTS, BLOCK_M, VALUE_SLOTS, VALUE_SLOTS * KEY_TILES)
+    b_key, b_key_2 = _left_slots(p_key + first_key * STRIDE, BLOCK_M, SLOTS, EXACT)
+    b_value, b_value_2 = _left_slots(p_value + first_key * GRAD_STRIDE, BLOCK_M, VALUE_SLOTS, EXACT)
 
     b_grad_key = tl.zeros((BLOCK_M, SLOTS), tl.float32)
     b_grad_value = tl.zeros((BLOCK_M, VALUE_SLOTS), tl.float32)
     for first in range(0, padded, BLOCK_N):
-        b_query = _stored_slots(p_query, BLOCK_N, SLOTS, QUERY_STRIDE)
+        b_query = _stored_slots(p_query, BLOCK_N, SLOTS, STRIDE)
         b_grad = _stored_slots(p_grad, BLOCK_N, VALUE_SLOTS, GRAD_STRIDE)
-        b_weight = _product(b_key, b_key_2, p_query, b_query, SLOTS, QUERY_STRIDE, EXACT, PRECISION)
+        b_weight = _product(b_key, b_key_2, p_query, b_query, SLOTS, STRIDE, EXACT, PRECISION)
         o_query = first + tl.arange(0, BLOCK_N)
         if not FOLD:
             b_lse = tl.load(p_lse + o_query, mask=o_query < queries, other=0.0)  # beyond them gradients are 0
@@ -626,7 +625,7 @@ def _key_gradient_kernel(
         if not FOLD:
             b_slope -= tl.load(p_delta + o_query)[None, :]
         b_grad_key = _add_product(b_weight * b_slope, b_query, b_grad_key, EXACT, PRECISION)
-        p_query += BLOCK_N * QUERY_STRIDE
+        p_query += BLOCK_N * STRIDE
         p_grad += BLOCK_N * GRAD_STRIDE
     if FOLD:
         b_grad_key = _sum_groups(b_grad_key, GROUP, 3) * _LN_2
@@ -666,24 +665,41 @@ def _size(batch: int, queries: int, keys: int, tensor: Tensor) -> int:
     return (queries * keys).bit_length() // 2 * 4 + programs_bucket(batch * triton.cdiv(queries, _ROWS), tensor)
 
 
-def _slots(plan: _Plan, like: Tensor, rows: int, tiles: int) -> tuple[Tensor, Tensor]:
-    """Memory for the slots of ``rows`` rows of each entry of the batch, the wide and those for values."""
+def _slots(plan: _Plan, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Memory for rows of slots of a (B, rows, ...) tensor, the wide ones and those for values."""
+    batch, rows, _ = like.shape
+    shape, tiles = (batch, _padded(rows)), 4 if plan.exact else 1
     dtype = torch.bfloat16 if plan.fold else like.dtype
-    shape = (like.shape[0], triton.cdiv(rows, _ROWS) * _ROWS)
     return (
         like.new_empty((*shape, tiles * plan.slots), dtype=dtype),
         like.new_empty((*shape, tiles * plan.value_slots), dtype=dtype),
     )
 
 
-def _prepare(plan: _Plan, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-    """Slots of keys and values."""
+def _padded(rows: int) -> int:
+    return triton.cdiv(rows, _ROWS) * _ROWS
+
+
+def _prepare_keys(plan: _Plan, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
     batch, keys, _ = key.shape
-    slots = _slots(plan, key, keys, 4 if plan.exact else 1)
-    _prepare_kernel[(batch * triton.cdiv(keys, _ROWS),)](
-        key, value, *slots, keys, *key.stride(), *value.stride(), *plan, _ROWS
+    slots = _slots(plan, key)
+    _prepare_keys_kernel[(batch * _padded(keys) // _STEP,)](
+        key, value, *slots, keys, _padded(keys), *key.stride(), *value.stride(), *plan, _STEP
     )
     return slots
+
+
+def _prepare_queries(
+    plan: _Plan, query: Tensor, output: Tensor, grad_output: Tensor, lse: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    batch, queries, _ = query.shape
+    slots = _slots(plan, query)
+    delta = lse.new_empty((batch, _padded(queries)))
+    _prepare_queries_kernel[(batch * _padded(queries) // _STEP,)](
+        query, output, grad_output, lse, *slots, delta, queries, _padded(queries),
+        *query.stride(), *output.stride(), *grad_output.stride(), *plan, _STEP,
+    )  # fmt: skip
+    return *slots, delta
 
 
 def pooled_attention_forward(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
@@ -705,7 +721,7 @@ def pooled_attention_forward(query: Tensor, key: Tensor, value: Tensor) -> tuple
         return output, lse
     plan = _plan(width, value_width, query.dtype)
     with on_device_of(query):
-        slots = _prepare(plan, key, value)
+        slots = _prepare_keys(plan, key, value)
         _forward_kernel[lambda meta: (batch * triton.cdiv(queries, meta["BLOCK_N"]),)](
             query, *slots, output, lse, queries, keys, _size(batch, queries, keys, query), *query.stride(),
             *plan, _precision(query.dtype), _ROWS,
@@ -722,18 +738,32 @@ def pooled_attention_backward(
     if grad_output.numel() == 0:
         return grads[0].zero_(), grads[1].zero_(), grads[2].zero_()
     plan = _plan(width, value_width, query.dtype)
-    padded = triton.cdiv(queries, _ROWS) * _ROWS
-    delta = lse if plan.fold else lse.new_empty((batch, padded))
-    shared = (*plan, _precision(query.dtype), _ROWS)
-    sizes = (queries, keys, _size(batch, queries, keys, query))
+    shared = (queries, keys, _size(batch, queries, keys, query), *plan, _precision(query.dtype), _ROWS)
     with on_device_of(query):
-        key_slots, value_slots = _prepare(plan, key, value)
-        query_slots, grad_slots = _slots(plan, query, queries, 2 if plan.exact else 1)
-        _query_gradient_kernel[lambda meta: (batch * padded // meta["BLOCK_N"],)](
-            query, key_slots, value_slots, output, lse, grad_output, grads[0], query_slots, grad_slots, delta,
-            *sizes, *query.stride(), *output.stride(), *grad_output.stride(), *shared,
-        )  # fmt: skip
-        _key_gradient_kernel[lambda meta: (batch * triton.cdiv(keys, meta["BLOCK_M"]),)](
-            key_slots, value_slots, query_slots, grad_slots, lse, delta, grads[1], grads[2], *sizes, *shared
-        )  # fmt: skip
+        key_slots, value_slots = _prepare_keys(plan, key, value)
+        query_slots, grad_slots, delta = _prepare_queries(plan, query, output, grad_output, lse)
+        _query_gradient_kernel[lambda meta: (batch * _padded(queries) // meta["BLOCK_N"],)](
+            query_slots, key_slots, value_slots, grad_slots, lse, delta, grads[0], *shared
+        )
+        _key_gradient_kernel[lambda meta: (batch * _padded(keys) // meta["BLOCK_M"],)](
+            key_slots, value_slots, query_slots, grad_slots, lse, delta, grads[1], grads[2], *shared
+        )
     return grads
+
+
+def tune(
+    batch: int, queries: int, keys: int, width: int, value_width: int, *, dtype: torch.dtype, device: torch.device
+) -> None:
+    """Choose the configurations for a problem by running both directions on random numbers; a disk cache keeps them.
+
+    Args:
+        batch, queries, keys, width, value_width: B, N, M, d and dv of ``pooled_attention_forward``.
+        dtype: float32, bfloat16 or float16.
+        device: A CUDA device. Call this before a CUDA graph is captured: nothing can be measured in a capture.
+    """
+    query, key, value = (
+        torch.randn(batch, rows, columns, dtype=dtype, device=device)
+        for rows, columns in ((queries, width), (keys, width), (keys, value_width))
+    )
+    output, lse = pooled_attention_forward(query, key, value)
+    pooled_attention_backward(output, query, key, value, output, lse)

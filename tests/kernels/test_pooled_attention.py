@@ -1,5 +1,7 @@
 import pytest
 import torch
+import triton
+import triton.language as tl
 
 import fastinpaint.ops.pooled_attention  # noqa: F401 - registers
 from fastinpaint.reference import pooled_attention as reference
@@ -7,9 +9,9 @@ from fastinpaint_kernels import pooled_attention as kernels
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
-# Weights and the gradients of logits are rounded to the input's dtype between the products; the interpreter rounds to
-# bfloat16 by truncation.
-TOLERANCE = {torch.float32: 3e-6, torch.bfloat16: 2e-2, torch.float16: 2e-3}
+# bfloat16: weights and the gradients of logits are rounded between the products, by the interpreter towards 0. float16:
+# results are rounded.
+TOLERANCE = {torch.float32: 3e-6, torch.bfloat16: 2e-2, torch.float16: 6e-4}
 
 
 def _inputs(batch, queries, keys, width, value_width, dtype=torch.float32):
@@ -52,13 +54,22 @@ def test_very_small_logits_do_not_vanish():
     _check([query.abs() + 6, key - 6, value], tolerance=3e-5)  # float32 knows a logit of -150 to about 1e-5
 
 
-def test_memory_layout_does_not_matter():
+def test_memory_layout_does_not_matter_and_costs_no_copy(monkeypatch):
     inputs = _inputs(2, 6, 5, 4, 4)
     strided = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in inputs]
-    for found, wanted in zip(
-        kernels.pooled_attention_forward(*strided), kernels.pooled_attention_forward(*inputs), strict=True
-    ):
-        assert torch.equal(found, wanted)
+    grad = torch.randn(2, 4, 6).transpose(1, 2)
+    expected = kernels.pooled_attention_forward(*inputs)
+    expected_grads = kernels.pooled_attention_backward(grad.contiguous(), *inputs, *expected)
+
+    def refuse(*_, **__):
+        raise AssertionError("a copy")
+
+    for name in ("contiguous", "clone"):
+        monkeypatch.setattr(torch.Tensor, name, refuse)
+    found = kernels.pooled_attention_forward(*strided)
+    found_grads = kernels.pooled_attention_backward(grad, *strided, *found)
+    for a, b in zip((*found, *found_grads), (*expected, *expected_grads), strict=True):
+        assert torch.equal(a, b)
 
 
 @pytest.mark.parametrize("sizes", [(0, 4, 4), (2, 0, 4)])
@@ -73,3 +84,113 @@ def test_no_query(sizes):
 def test_registration():
     inputs = [x.requires_grad_() for x in _inputs(1, 3, 2, 2, 4)]
     torch.library.opcheck(torch.ops.fastinpaint_triton.pooled_attention.default, inputs)
+
+
+@triton.jit
+def _exp2_kernel(p_x, p_y, POLY: tl.constexpr):
+    o_x = tl.arange(0, 16)[:, None] * 64 + tl.arange(0, 64)[None, :]
+    tl.store(p_y + o_x, kernels._exp2(tl.load(p_x + o_x), POLY))
+
+
+def _exp2(x, eighths):
+    y = torch.empty_like(x)
+    _exp2_kernel[(1,)](x, y, eighths)
+    return y
+
+
+@pytest.mark.parametrize("eighths", [0, 2, 3, 4])
+def test_polynomial_exp2(eighths):
+    columns = torch.arange(64)
+    odd, high = columns % 2 == 1, columns // 8 % 2 == 1
+    polynomial = {0: odd & ~odd, 2: odd & high, 3: odd & (high | (columns // 16 % 2 == 1)), 4: odd}[eighths]
+    assert polynomial.float().mean() * 8 == eighths
+    x = torch.linspace(-126, 0.5, 1024).reshape(64, 16).t().contiguous()
+    error = (_exp2(x, eighths) / x.double().exp2() - 1).abs()
+    assert error[:, ~polynomial].max() < 1e-6
+    assert not polynomial.any() or 5e-5 < error[:, polynomial].max() < 1.1e-4
+    assert torch.equal(_exp2(torch.zeros(16, 64), eighths), torch.ones(16, 64))
+    for small in (-127, -127.3, -128, -255, -1e6, -float("inf")):
+        y = _exp2(torch.full((16, 64), float(small)), eighths)
+        assert y.min() >= 0
+        assert y.max() <= 2.0**-127
+        assert not y[:, polynomial].any()
+    for large in (1, 1.3, 2, 100, 1e6, float("inf")):
+        assert _exp2(torch.full((16, 64), float(large)), eighths).min() >= 2
+
+
+@pytest.mark.parametrize("eighths", [0, 2, 4])
+def test_any_share_of_the_scores_may_be_polynomial(eighths, monkeypatch):
+    for kernel in (kernels._forward_kernel, kernels._query_gradient_kernel, kernels._key_gradient_kernel):
+        monkeypatch.setitem(kernel.tuners["width 4"].configs[0].kwargs, "POLY", eighths)
+    _check(_inputs(1, 70, 130, 4, 4, torch.bfloat16))
+
+
+SAMPLE = 128  # keys that the first guess of the largest logit looks at, in the widest block
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("outlier", [-1e4, -1e6, -1e9, torch.finfo(torch.float32).min, -float("inf")])
+def test_a_key_far_away_changes_nothing_but_its_own_weight(outlier, dtype):
+    query, key, value = _inputs(1, 40, 300, 4, 3, dtype)
+    query = query.abs() + 0.5
+    sampled = torch.zeros(300, dtype=torch.bool)
+    sampled[torch.arange(SAMPLE) * 300 // SAMPLE] = True
+    for far in (torch.arange(300) == 7, sampled):
+        spoilt = key.clone()
+        spoilt[:, far] = outlier
+        grad = torch.randn(1, 40, 3).to(dtype)
+        output, lse = kernels.pooled_attention_forward(query, spoilt, value)
+        grads = kernels.pooled_attention_backward(grad, query, spoilt, value, output, lse)
+        assert not grads[1][:, far].any()
+        assert not grads[2][:, far].any()
+        leaves = [x.double().requires_grad_() for x in (query, key[:, ~far], value[:, ~far])]
+        expected = reference.pooled_attention(*leaves)
+        wanted = expected, *torch.autograd.grad(expected, leaves, grad.double())
+        found = output, grads[0], grads[1][:, ~far], grads[2][:, ~far]
+        for a, b in zip(found, wanted, strict=True):
+            assert (a.double() - b).norm() <= TOLERANCE[dtype] * max(b.norm(), grad.double().norm())
+
+
+@pytest.mark.parametrize("above", [2, 8, 30, 200])  # within the headroom, and far out of it
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_logit_above_all_that_were_sampled(dtype, above):
+    query, key, value = _inputs(1, 20, 300, 4, 4, dtype)
+    query = query.abs() + 0.5
+    key[:, 1] = above  # 0 and 2 are sampled
+    output, lse = kernels.pooled_attention_forward(query, key, value)
+    expected = reference.pooled_attention(query.double(), key.double(), value.double())
+    assert (output.double() - expected).norm() <= TOLERANCE[dtype] * expected.norm()
+    logit = (query.double() @ key.double().transpose(1, 2)).logsumexp(-1) / torch.log(torch.tensor(2.0))
+    torch.testing.assert_close(lse.double(), logit, rtol=1e-6, atol=TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("size", [1e24, 1e37])
+def test_large_values_do_not_overflow(size, dtype):
+    query, key, value = _inputs(1, 20, 300, 4, 4, dtype)
+    value = value.abs() + 0.5
+    output, _ = kernels.pooled_attention_forward(query, key, (value.double() * size).to(dtype))
+    expected = reference.pooled_attention(query.double(), key.double(), value.double())
+    assert (output.double() / size - expected).norm() <= max(TOLERANCE[dtype], 3e-6) * expected.norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_nan_is_seen_where_it_belongs(dtype):
+    query, key, value = _inputs(1, 40, 70, 4, 4, dtype)
+    spoilt = query.clone()
+    spoilt[0, 17, 2] = float("nan")
+    output, _ = kernels.pooled_attention_forward(spoilt, key, value)
+    assert torch.nonzero(output[0].isnan().any(-1)).tolist() == [[17]]
+    for i in (0, 1, 9, 69):  # weights by both kinds of exp2
+        spoilt = key.clone()
+        spoilt[0, i, 3] = float("nan")
+        assert kernels.pooled_attention_forward(query, spoilt, value)[0].isnan().all()
+
+
+def test_tune_runs_every_kernel(monkeypatch):
+    launched = []
+    for name in ("_forward_kernel", "_query_gradient_kernel", "_key_gradient_kernel"):
+        kernel = getattr(kernels, name)
+        monkeypatch.setattr(kernel, "_launch", lambda *_, name=name: launched.append(name))
+    kernels.tune(1, 9, 5, 4, 3, dtype=torch.bfloat16, device=torch.device("cpu"))
+    assert launched == ["_forward_kernel", "_query_gradient_kernel", "_key_gradient_kernel"]

@@ -1,0 +1,1 @@
+"""Trained models as torch.export programs and ONNX files."""

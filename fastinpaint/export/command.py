@@ -1,0 +1,56 @@
+"""``fastinpaint export``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+SUMMARY = "write a model as ONNX and as a torch.export program"
+FORMATS = {"onnx": ".onnx", "torch": ".pt2"}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument("--model", type=Path, required=True, help="folder with model.safetensors and config.json")
+    parser.add_argument("--output", type=Path, required=True, help="folder to write network.onnx, picture.onnx, ... to")
+    parser.add_argument(
+        "--format", nargs="+", default=["onnx", "torch"], choices=FORMATS, help="what to write (default: onnx torch)"
+    )
+    parser.add_argument(
+        "--graphs", nargs="+", default=["network", "picture"], choices=("network", "picture"),
+        help="network: 11 channels in, images and gradients out; picture: image and mask in, filled picture out",
+    )  # fmt: skip
+    parser.add_argument("--no-check", action="store_true", help="leave out the comparison with ONNX Runtime")
+    parser.add_argument("--overwrite", action="store_true", help="replace files that exist; refused otherwise")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Write the files; check and describe each."""
+    from fastinpaint.export import write
+    from fastinpaint.models.generator import InpaintGenerator
+
+    targets = {
+        (what, form): options.output / f"{what}{FORMATS[form]}" for what in options.graphs for form in options.format
+    }
+    existing = next((path for path in targets.values() if path.exists()), None)
+    if existing and not options.overwrite:
+        raise FileExistsError(f"{existing} exists already; --overwrite replaces it")
+    generator = InpaintGenerator.from_pretrained(options.model)
+    for what in options.graphs:
+        program = write.export_program(generator, what)
+        for form in options.format:
+            path = targets[what, form]
+            if form == "torch":
+                write.write_program(program, path)
+                _describe(path)
+            else:
+                opset = write.write_onnx(program, path, what)
+                _describe(path, f", opset {opset}, inputs {', '.join(write.INPUTS[what])}")
+                for check in [] if options.no_check else write.check_onnx(path, generator, what):
+                    size = f"{check.batch} x {check.height} x {check.width}"
+                    print(f"  {size}: ONNX Runtime within {check.difference:.1e} of PyTorch")
+    return 0
+
+
+def _describe(path: Path, more: str = "") -> None:
+    print(f"{path}: {path.stat().st_size / 2**20:.1f} MiB{more}")

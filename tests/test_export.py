@@ -1,0 +1,191 @@
+import contextlib
+import io
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import fastinpaint
+from fastinpaint.cli import main
+from fastinpaint.export import graphs, write
+from fastinpaint.inference.inpainter import Inpainter
+from fastinpaint.models.generator import InpaintGenerator
+from fastinpaint.ops import _backend
+from fastinpaint.reference import canny as reference
+from fastinpaint.reference.patch_attention import patch_attention
+from tests.photographs import crops
+
+EXAMPLE = Path(__file__).parent.parent / "docs" / "fill_with_onnx.py"
+ATTENTIONS = ("pooled", "patch")
+
+
+def generator(attention, width=2):
+    torch.manual_seed(0)
+    model = InpaintGenerator(width, attention=attention, head_norm=False).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():  # attention starts with weight 0
+            parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    return model
+
+
+class Exported(NamedTuple):
+    folder: Path
+    attention: str
+    what: str
+    printed: str
+
+
+CASES = (("pooled", "network"), ("pooled", "picture"), ("patch", "network"))
+
+
+@pytest.fixture(scope="module", params=CASES, ids="-".join)
+def exported(request, tmp_path_factory):
+    """What the command writes, with what it prints."""
+    attention, what = request.param
+    folder = tmp_path_factory.mktemp("exported")
+    generator(attention).save_pretrained(folder)
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        assert main(["export", "--model", str(folder), "--output", str(folder), "--graphs", what]) == 0
+    return Exported(folder, attention, what, printed.getvalue())
+
+
+class TestGraphs:
+    @pytest.mark.parametrize(("kernel_size", "stride"), [(3, 2), (3, 1), (5, 2)])
+    def test_patch_attention_is_the_reference(self, kernel_size, stride):
+        features = torch.randn(2, 4, 12, 16, dtype=torch.float64)
+        wanted = patch_attention(features, kernel_size=kernel_size, stride=stride)
+        torch.testing.assert_close(graphs.patch_attention(features, kernel_size, stride), wanted)
+
+    def test_canny_is_the_reference(self):
+        picture = torch.from_numpy(np.stack(crops(2, 96))).permute(0, 3, 1, 2) / 255
+        valid = torch.ones(2, 1, 96, 96, dtype=torch.bool)
+        valid[..., 30:60, 40:70] = False
+        edges = reference.canny(picture, mask=valid)
+        assert edges.any()
+        assert torch.equal(graphs.masked_canny(picture, valid), edges)
+
+    def test_hysteresis_follows_long_paths(self):
+        weak = torch.zeros(1, 1, 64, 64, dtype=torch.bool)
+        for row in range(2, 62, 4):  # one path of about a thousand pixels
+            weak[..., row, 1:63] = True
+            weak[..., row : row + 4, 62 if row % 8 == 2 else 1] = True
+        strong = torch.zeros_like(weak)
+        strong[..., 2, 1] = True
+        assert torch.equal(graphs.hysteresis(weak, strong), reference.hysteresis(weak, strong))
+
+    @pytest.mark.parametrize("attention", ATTENTIONS)
+    @pytest.mark.parametrize("what", ["network", "picture"])
+    def test_graph_is_the_generator(self, attention, what):
+        model = generator(attention)
+        inputs = write.example_inputs(what, 2, 64, 80)
+        found, wanted = write.graph_of(model, what)(*inputs), write.run_generator(model, what, inputs)
+        for a, b in zip(found if what == "network" else (found,), wanted, strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=2e-5)
+
+    def test_the_hole_is_not_looked_at(self):
+        image, mask = write.example_inputs("picture", 1, 64, 64)
+        graph = graphs.PictureGraph(generator("pooled"))
+        wanted = graph(image, mask)
+        other = torch.where(mask > 0.5, 1 - image, image)
+        found = graph(other, mask)
+        inside = (mask > 0.5).expand_as(image)
+        assert torch.equal(found[inside], wanted[inside])
+        assert torch.equal(found[~inside], image[~inside])
+
+
+@pytest.mark.timeout(1500)  # tracing and conversion take a minute each, and more on a busy machine
+class TestFiles:
+    def test_onnx_at_other_sizes(self, exported):
+        folder, attention, what, printed = exported
+        checks = write.check_onnx(folder / f"{what}.onnx", generator(attention), what)
+        assert len(checks) == 3
+        assert all(0 < check.difference <= 1e-4 for check in checks)
+        assert "opset 18" in printed
+        assert "MiB" in printed
+        assert printed.count("ONNX Runtime within") == 3
+
+    def test_a_difference_is_an_error(self, exported):
+        folder, attention, what, _ = exported
+        other = generator(attention)
+        with torch.no_grad():
+            other.stage_full.image_head.convolution.bias += 0.1
+        with pytest.raises(ValueError, match=r"differs from PyTorch by more than 0.0001"):
+            write.check_onnx(folder / f"{what}.onnx", other, what)
+
+    def test_program_is_loaded_at_other_sizes(self, exported):
+        folder, attention, what, _ = exported
+        program = torch.export.load(folder / f"{what}.pt2").module()
+        for size in write.CHECKED:
+            inputs = write.example_inputs(what, *size, seed=1)
+            found, wanted = program(*inputs), write.run_generator(generator(attention), what, inputs)
+            for a, b in zip(found if what == "network" else (found,), wanted, strict=True):
+                torch.testing.assert_close(a, b, rtol=0, atol=1e-4)
+
+    def test_files_are_not_overwritten_unasked(self, exported, capsys):
+        folder = str(exported.folder)
+        assert main(["export", "--model", folder, "--output", folder, "--graphs", exported.what]) == 1
+        assert "--overwrite" in capsys.readouterr().err
+
+    @pytest.mark.parametrize("exported", CASES[1:2], indirect=True, ids="-".join)
+    def test_a_photograph_is_filled_without_torch(self, exported, tmp_path):
+        (photo,) = crops(1, 100)
+        hole = np.zeros((100, 100), bool)
+        hole[20:60, 30:80] = True
+        Image.fromarray(photo).save(tmp_path / "photo.png")
+        Image.fromarray(hole).save(tmp_path / "mask.png")
+        names = ("photo.png", "mask.png", "filled.png")
+        arguments = [str(exported.folder / "picture.onnx"), *(str(tmp_path / name) for name in names)]
+        code = (
+            "import sys, runpy\n"
+            "sys.modules['torch'] = sys.modules['fastinpaint'] = None\n"
+            f"sys.argv = ['fill'] + {arguments!r}\n"
+            f"runpy.run_path({str(EXAMPLE)!r}, run_name='__main__')\n"
+        )
+        subprocess.run([sys.executable, "-c", code], check=True)
+        filled = np.asarray(Image.open(tmp_path / "filled.png")).astype(int)
+        wanted = Inpainter(generator("pooled"), "cpu")(photo, hole)
+        np.testing.assert_array_equal(filled[~hole], photo[~hole])
+        assert np.abs(filled - wanted).max() <= 1
+
+
+def test_example_is_short():
+    lines = [line for line in EXAMPLE.read_text().split('"""', 2)[2].splitlines() if line.strip()]
+    assert len(lines) <= 30
+
+
+def test_generator_itself_can_be_saved(tmp_path):
+    model = generator("pooled")
+    with fastinpaint.use_backend("reference"):
+        program = torch.export.export(model, (torch.rand(1, 11, 32, 32),))
+    torch.export.save(program, tmp_path / "model.pt2")
+    output = torch.export.load(tmp_path / "model.pt2").module()(torch.rand(1, 11, 32, 32))
+    assert type(output) is fastinpaint.GeneratorOutput
+
+
+class TestUseBackend:
+    def test_chooses_for_the_block(self):
+        candidates = {"native": None, "reference": None}
+        with fastinpaint.use_backend("reference"):
+            assert _backend.select("canny", "auto", candidates) == "reference"
+            assert _backend.select("canny", "native", candidates) == "native"
+            with fastinpaint.use_backend("auto"):
+                assert _backend.select("canny", "auto", candidates) == "native"
+            assert _backend.select("canny", "auto", candidates) == "reference"
+        assert _backend.select("canny", "auto", candidates) == "native"
+
+    def test_is_left_when_the_block_fails(self):
+        with pytest.raises(ZeroDivisionError), fastinpaint.use_backend("reference"):
+            _ = 1 / 0
+        assert _backend.select("canny", "auto", {"native": None, "reference": None}) == "native"
+
+    def test_what_cannot_serve_is_an_error(self):
+        with pytest.raises(ValueError, match="name must be one of auto, triton, native, reference, got 'gpu'"):
+            fastinpaint.use_backend("gpu").__enter__()
+        with fastinpaint.use_backend("triton"), pytest.raises(ValueError, match="cannot serve"):
+            fastinpaint.canny(torch.rand(1, 1, 8, 8))
