@@ -756,10 +756,16 @@ def tune(
 ) -> None:
     """Choose the configurations for a problem by running both directions on random numbers; a disk cache keeps them.
 
+    Call it before a CUDA graph is captured: nothing can be measured in a capture.
+
     Args:
-        batch, queries, keys, width, value_width: B, N, M, d and dv of ``pooled_attention_forward``.
+        batch: B of ``pooled_attention_forward``.
+        queries: N.
+        keys: M.
+        width: d.
+        value_width: dv.
         dtype: float32, bfloat16 or float16.
-        device: A CUDA device. Call this before a CUDA graph is captured: nothing can be measured in a capture.
+        device: A CUDA device.
     """
     query, key, value = (
         torch.randn(batch, rows, columns, dtype=dtype, device=device)
