@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fastinpaint.models.generator import InpaintGenerator
 from fastinpaint.models.inputs import CANNY_SIGMA
-from fastinpaint.models.layers import PatchAttention, PooledAttention
+from fastinpaint.models.layers import PatchAttention, PooledAttention, reflect, with_interior
 from fastinpaint.reference import canny
 from fastinpaint.reference.patch_attention import NORM_FLOOR
 from fastinpaint.reference.pooled_attention import pooled_attention
@@ -70,13 +70,15 @@ class PooledAttentionGraph(nn.Module):
 
     def __init__(self, layer: PooledAttention) -> None:
         super().__init__()
-        self.layer = layer
+        self.layer, self.padding = layer, layer.padding
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, H, W)."""
-        attended = pooled_attention(*self.layer.operands(x)).transpose(1, 2)  # (B, d, H W / 4)
-        height, width = x.shape[-2] // 2, x.shape[-1] // 2
-        return x + self.layer.gamma * self.layer.up(attended.reshape(x.shape[0], -1, height, width))
+    def forward(self, x: Tensor, *, padded: bool = False, padding: int = 0) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W); ``padded`` and ``padding`` as in ``ConvNorm``."""
+        x, residual = with_interior(x, self.padding) if padded else (x, x)
+        attended = pooled_attention(*self.layer.operands(x, padded=padded)).transpose(1, 2)  # (B, d, H W / 4)
+        height, width = residual.shape[-2] // 2, residual.shape[-1] // 2
+        attended = attended.reshape(x.shape[0], -1, height, width)
+        return self.layer.up(attended, padding=padding, residual=residual, scale=self.layer.gamma)
 
 
 class PatchAttentionGraph(nn.Module):
@@ -84,15 +86,16 @@ class PatchAttentionGraph(nn.Module):
 
     def __init__(self, layer: PatchAttention) -> None:
         super().__init__()
-        self.layer = layer
+        self.layer, self.padding = layer, layer.padding
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, H, W)."""
+    def forward(self, x: Tensor, *, padded: bool = False, padding: int = 0) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W); ``padded`` and ``padding`` as in ``ConvNorm``."""
         layer = self.layer
-        y = x if layer.down is None else layer.down(x)
+        x, residual = with_interior(x, self.padding) if padded else (x, x)
+        y = x if layer.down is None else layer.down(x, padded=padded)
         y = patch_attention(y, layer.kernel_size, layer.stride)
-        y = y if layer.up is None else layer.up(y)
-        return F.relu(layer.out(x + layer.gamma * y))
+        x = residual + layer.gamma * y if layer.up is None else layer.up(y, residual=residual, scale=layer.gamma)
+        return reflect(F.relu(layer.out(x)), padding)
 
 
 def graph_friendly(generator: InpaintGenerator) -> InpaintGenerator:
@@ -146,7 +149,7 @@ def masked_canny(image: Tensor, valid: Tensor) -> Tensor:
     gray = canny.rgb_to_gray(image)
     weights = canny.gaussian_weights(CANNY_SIGMA)
     blurred = canny.gaussian(torch.where(valid, gray, 0.0), weights)
-    smooth = blurred / (canny.gaussian(valid.float(), weights) + canny.FLOAT_EPS)
+    smooth = blurred / (canny.gaussian(valid.float(), weights) + torch.finfo(gray.dtype).eps)
     magnitude, keep = canny.thin(*canny.sobel(smooth))
     weak = keep & canny.erode(valid) & (magnitude >= LOW_THRESHOLD)
     return hysteresis(weak, weak & (magnitude >= HIGH_THRESHOLD))

@@ -81,7 +81,8 @@ def with_interior(x: Tensor, padding: int) -> tuple[Tensor, Tensor]:
     return padded, interior
 
 
-def _reflect(x: Tensor, padding: int) -> Tensor:
+def reflect(x: Tensor, padding: int) -> Tensor:
+    """(B, C, H, W) -> (B, C, H + 2 padding, W + 2 padding), reflected without the border pixel itself."""
     return F.pad(x, (padding,) * 4, mode="reflect") if padding else x
 
 
@@ -128,11 +129,11 @@ class ConvNorm(nn.Module):
             padding: Reflect padding of the result in pixels.
             residual: (B, out, h, w), added before the activation.
         """
-        x = self.convolution(x if padded else _reflect(x, self.padding))
+        x = self.convolution(x if padded else reflect(x, self.padding))
         if self.norm is not None:
             return _norm(self.norm, x, residual=residual, relu=self.relu, padding=padding)
         x = x if residual is None else residual + x
-        return _reflect(F.relu(x) if self.relu else x, padding)
+        return reflect(F.relu(x) if self.relu else x, padding)
 
 
 def _norm(norm: nn.InstanceNorm2d, x: Tensor, **options: Any) -> Tensor:
@@ -258,4 +259,4 @@ class PatchAttention(nn.Module):
         y = x if self.down is None else self.down(x, padded=padded)
         y = patch_attention(y, kernel_size=self.kernel_size, stride=self.stride)
         x = residual + self.gamma * y if self.up is None else self.up(y, residual=residual, scale=self.gamma)
-        return _reflect(F.relu(self.out(x)), padding)
+        return reflect(F.relu(self.out(x)), padding)
