@@ -18,7 +18,11 @@ from tests.kernels.ahead import RECORDED, SHARED_LIMITS
 
 TRITON = tuple(int(part) for part in importlib.metadata.version("triton").split(".")[:2])
 # Triton 3.9 keeps addresses on the stack around the loop, where 5 of 639 instructions touch it; 3.6 spills nothing.
-SPILLS = {"/ _flash_kernel /": 88 if TRITON >= (3, 7) else 0}
+# The same for one pointer of the pass that prepares wide float32 keys, once a call.
+SPILLS = {
+    "/ _flash_kernel /": 88 if TRITON >= (3, 7) else 0,
+    "float32 width 64 / _prepare_keys_kernel /": 8 if TRITON >= (3, 7) else 0,
+}
 
 
 @pytest.fixture(scope="module")
