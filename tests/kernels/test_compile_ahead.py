@@ -52,7 +52,7 @@ def test_no_kernel_spills_and_all_fit(compiled):
         limit = SHARED_LIMITS[capability]
         allowed = next((size for part, size in SPILLS.items() if part in name), 0)
         if capability != 90 and name.startswith("pooled_attention"):
-            allowed = 24  # to run one more block, ptxas keeps a few pointers on the stack; sm_80 width 8 reads one in its loop
+            allowed = 24  # pointers, to run one more block; on sm_80 width 8 reads one of them in its loop
         assert stack <= allowed, f"{name} spills: {stack} bytes of stack, {allowed} are allowed"
         assert registers <= 255
         assert shared <= limit, f"{name} wants {shared} bytes of shared memory, a block has {limit}"
