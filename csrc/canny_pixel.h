@@ -92,7 +92,7 @@ FASTINPAINT_HD void divide_run(float (&run)[kRun], float divisor, float inverse)
     least = fminf(least, fabsf(run[k]));
     most = fmaxf(most, fabsf(run[k]));
   }
-  if (least >= 0x1p-90f && most <= 0x1p90f) {
+  if ((least >= 0x1p-90f || most == 0.0f) && most <= 0x1p90f) {  // flat black is common
     FASTINPAINT_UNROLL()
     for (int k = 0; k < kRun; ++k) {
       const float product = run[k] * inverse;
