@@ -32,8 +32,8 @@ void for_each(int64_t count, const Function& function) {
   });
 }
 
-// A batch with its keys as the kernel wants them. The mean key serves to bound scores tightly, and is not subtracted:
-// one key far away would move it, and the others would lose their digits.
+// A batch with its keys as the kernel wants them. The mean key serves to bound scores tightly, and is not
+// subtracted: one key far away would move it, and the others would lose their digits.
 class Batch {
  public:
   Batch(const Tensor& query, const Tensor& key, const Tensor& value)

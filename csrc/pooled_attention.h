@@ -14,7 +14,7 @@ constexpr int64_t kMostTile = 2 * kMostLanes;
 // One entry of the batch; rows are dense.
 struct AttentionInputs {
   int64_t keys, width, value_width;
-  const float* query;  // (queries, width)
+  const float* query;   // (queries, width)
   const float* key;     // (keys, width), times log2(e), so that scores are powers of two
   const float* centre;  // (width,): the mean row of `key`
   const float* value;   // (keys, value_width)
