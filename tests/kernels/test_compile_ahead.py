@@ -41,8 +41,10 @@ def test_no_kernel_spills_and_all_fit(compiled):
     for name, (registers, stack, shared) in table.items():
         capability = int(name.rsplit("sm_", 1)[1])
         limit = SHARED_LIMITS[capability]
-        # To run one more block, ptxas keeps a few pointers on the stack outside of all loops; not where we tune.
-        allowed = 24 if capability != 90 and name.startswith("pooled_attention") else 0
+        # To run one more block, ptxas keeps a few numbers on the stack outside of all loops, on GPUs that we do not
+        # tune for, or in kernels without a loop.
+        spared = name.startswith("pooled_attention") and (capability != 90 or "_prepare_" in name)
+        allowed = 24 if spared else 0
         assert stack <= allowed, f"{name} spills: {stack} bytes of stack"
         assert registers <= 255
         assert shared <= limit, f"{name} wants {shared} bytes of shared memory, a block has {limit}"
