@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-CSRC := $(wildcard $(foreach kind,cpp h inc cu cuh,csrc/*.$(kind) csrc/cuda/*.$(kind)))
+CSRC := $(wildcard $(foreach kind,cpp h inc cu cuh,$(foreach folder,csrc csrc/cpu csrc/cpu/simd csrc/cuda,$(folder)/*.$(kind))))
 CXX_SOURCES := $(CSRC) $(wildcard tests/*/*.cpp tests/*/*.h)
 NATIVE := $(CSRC) setup.py
 

@@ -45,7 +45,7 @@ SANITIZE_FLAGS = [  # after CXX_FLAGS
     "-g1",  # reports name lines
     "-fno-omit-frame-pointer",
     "-D_GLIBCXX_ASSERTIONS",  # std::vector checks its indices
-    "-DFASTINPAINT_SANITIZE",  # csrc/kept_memory.h
+    "-DFASTINPAINT_SANITIZE",  # csrc/cpu/scratch.h
 ]
 NVCC_FLAGS = [
     "-O3",
@@ -140,19 +140,21 @@ def extension_options() -> dict[str, Any]:
     gap = missing_for_cuda()
     if gap is not None:
         print(f"fastinpaint: compiling for the CPU alone ({gap}).")
+    cuda = {} if gap else cuda_options()
     compiler, more = split_compiler()
     if more:  # torch takes CXX for a file's name
         os.environ["CXX"] = compiler
     extension = CppExtension(
         "fastinpaint._C",
-        sorted(map(str, [*Path("csrc").glob("*.cpp"), *([] if gap else Path("csrc/cuda").glob("*.cu"))])),
+        sorted(map(str, [*Path("csrc").rglob("*.cpp"), *([] if gap else Path("csrc/cuda").glob("*.cu"))])),
+        include_dirs=[str(ROOT / "csrc"), *cuda.pop("include_dirs", [])],
         depends=sorted(str(path) for path in Path("csrc").rglob("*") if path.suffix in {".h", ".inc", ".cuh"}),
         extra_compile_args={
             "cxx": [*defines(not gap), *CXX_FLAGS, *more],
             "nvcc": [*defines(not gap), *NVCC_FLAGS],
         },
         py_limited_api=True,
-        **({} if gap else cuda_options()),
+        **cuda,
     )
     return {
         "ext_modules": [extension],

@@ -22,11 +22,11 @@ def main() -> None:
     parser.add_argument("--case", default="", help="only cases whose name contains this")
     parser.add_argument("--skip", default="", help="no cases whose name contains one of these, separated by commas")
     parser.add_argument("--name", help="name of the files in --out, in place of the benchmark's")
-    parser.add_argument("--budget", type=float, default=2.0, help="seconds for each rival and case (default: 2)")
+    parser.add_argument("--budget", type=float, default=2.0, help="seconds for each competitor and case (default: 2)")
     parser.add_argument("--out", type=Path, help="folder for NAME.json, NAME.md and NAME.png")
     parser.add_argument(
         "--compiled", choices=("no", "yes", "only"), default="yes",
-        help="leave out rivals that wait for a compiler, or time them alone beside ours, into NAME_compiled.json",
+        help="leave out competitors that wait for a compiler, or time them alone beside ours, into NAME_compiled.json",
     )  # fmt: skip
     parser.add_argument("--once", action="store_true", help="run ours once and time nothing, to have it compiled")
     parser.add_argument("--compact", action="store_true", help="short tables, no plots")

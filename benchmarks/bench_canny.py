@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.machine import Work
-from benchmarks.suite import Benchmark, Case, Rivals, Run
+from benchmarks.suite import Benchmark, Case, Competitors, Run
 from fastinpaint.ops._backend import native_reason
 from fastinpaint.ops.canny import canny
 from fastinpaint.reference.canny import canny as reference
@@ -77,7 +77,7 @@ def photographs(count: int, side: int) -> Images:
     return np.stack(crops)
 
 
-def rivals(device: str, batch: int, side: int) -> Rivals:
+def competitors(device: str, batch: int, side: int) -> Competitors:
     """Name to a call that takes the whole batch through."""
     images = photographs(batch, side)
     host = torch.from_numpy(images)[:, None]
@@ -134,9 +134,9 @@ def _kornia(image: Tensor) -> Run | str:
 BENCHMARK = Benchmark(
     title=f"Canny, sigma {SIGMA}, thresholds {LOW} and {HIGH}: per image",
     cases=cases,
-    rivals=rivals,
+    competitors=competitors,
     ours={"cpu": "native", "cuda": "native, CUDA"},
-    truth=("scikit-image", "native, CPU"),
+    reference=("scikit-image", "native, CPU"),
     tolerance=lambda *_, **__: 0.0,
     differs={
         "OpenCV, 8 bit, CPU": "it blurs and differentiates 8-bit integers, so its edges differ",

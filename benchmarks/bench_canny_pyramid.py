@@ -4,7 +4,7 @@ import torch
 
 from benchmarks.bench_canny import FLOPS_PER_PIXEL, photographs
 from benchmarks.machine import Work
-from benchmarks.suite import Benchmark, Case, Rivals, Run
+from benchmarks.suite import Benchmark, Case, Competitors, Run
 from fastinpaint.ops._backend import native_reason
 from fastinpaint.ops.canny import canny, canny_pyramid
 from fastinpaint.reference.nearest import nearest_resize
@@ -29,7 +29,7 @@ def _case(batch: int, side: int) -> Case:
     )
 
 
-def rivals(device: str, batch: int, side: int) -> Rivals:
+def competitors(device: str, batch: int, side: int) -> Competitors:
     """Name to a call for the edges of a batch of colour images."""
     host = torch.from_numpy(photographs(3 * batch, side)).view(batch, 3, side, side)
 
@@ -50,9 +50,9 @@ def rivals(device: str, batch: int, side: int) -> Rivals:
 BENCHMARK = Benchmark(
     title=f"Canny at the scales {', '.join(map(str, SCALES))}: per image",
     cases=cases,
-    rivals=rivals,
+    competitors=competitors,
     ours={"cpu": "native", "cuda": "native"},
-    truth=("native, CPU", "native, scale by scale"),
+    reference=("native, CPU", "native, scale by scale"),
     tolerance=lambda *_, **__: 0.0,
     host=("native, CPU",),
 )

@@ -3,7 +3,7 @@
 import torch
 
 from benchmarks.machine import Work
-from benchmarks.suite import Benchmark, Case, Rivals, Run, differentiated, gap_of
+from benchmarks.suite import Benchmark, Case, Competitors, Run, differentiated, gap_of
 from fastinpaint.ops.edge_priority import edge_priority
 
 
@@ -24,7 +24,7 @@ def _case(batch: int, side: int) -> Case:
     )
 
 
-def rivals(device: str, batch: int, side: int) -> Rivals:
+def competitors(device: str, batch: int, side: int) -> Competitors:
     """Name to a call for the mask."""
     edges = (torch.rand(batch, 1, side, side, device=device) < 0.1).float()
     compiled = torch.compile(edge_priority, dynamic=False)
@@ -44,7 +44,7 @@ def rivals(device: str, batch: int, side: int) -> Rivals:
 BENCHMARK = Benchmark(
     title="Edge priority, two Gaussians of 5 x 5: per image",
     cases=cases,
-    rivals=rivals,
-    truth=("eager",),
+    competitors=competitors,
+    reference=("eager",),
     tolerance=lambda *_, **__: 1e-5,
 )

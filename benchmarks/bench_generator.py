@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.machine import Work
-from benchmarks.suite import Benchmark, Case, Rivals, Run
+from benchmarks.suite import Benchmark, Case, Competitors, Run
 from fastinpaint.models.generator import InpaintGenerator
 from fastinpaint.models.layers import PooledAttention
 from fastinpaint.ops.pooled_attention import pooled_attention
@@ -75,7 +75,7 @@ def attention_inputs(run: Callable[[], object], generator: nn.Module) -> list[tu
     return caught
 
 
-def rivals(device: str, batch: int, side: int, dtype: torch.dtype, width: int) -> Rivals:
+def competitors(device: str, batch: int, side: int, dtype: torch.dtype, width: int) -> Competitors:
     """Name to a call: the generator, and the attentions of the same pass alone.
 
     On CUDA ours keeps activations channels-last; eager does not.
@@ -151,9 +151,9 @@ def bare_convolutions(run: Callable[[], object], generator: nn.Module) -> Run:
 BENCHMARK = Benchmark(
     title="The generator, forward: per image",
     cases=cases,
-    rivals=rivals,
+    competitors=competitors,
     ours={"cpu": "whole", "cuda": "whole"},
-    truth=("whole, eager attention", "whole, eager", "whole"),
+    reference=("whole, eager attention", "whole, eager", "whole"),
     tolerance=lambda device, dtype, **_: 0.1 if dtype == torch.bfloat16 else 1e-4 if device == "cpu" else 5e-3,
     differs={
         "its attentions": "it is a part of the whole",

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.machine import Work
-from benchmarks.suite import Benchmark, Case, Rivals, Run, differentiated, gap_of
+from benchmarks.suite import Benchmark, Case, Competitors, Run, differentiated, gap_of
 
 EPS = 1e-6
 Shape = tuple[int, int, int]  # batch, channels, side
@@ -51,9 +51,9 @@ def _case(shape: Shape, dtype: torch.dtype, channels_last: bool, backward: bool,
     )
 
 
-def rivals(
+def competitors(
     device: str, shape: Shape, dtype: torch.dtype, channels_last: bool, backward: bool, residual: bool, padding: int
-) -> Rivals:
+) -> Competitors:
     """Name to a call for the padded result and, with ``backward``, the gradients of map, weight, bias and residual."""
     batch, channels, side = shape
     layout = torch.channels_last if channels_last else torch.contiguous_format
@@ -68,7 +68,7 @@ def rivals(
         result = F.relu(result) if added is None else result + added
         return F.pad(result, (padding,) * 4, mode="reflect") if padding else result
 
-    def truth() -> Tensor:
+    def reference() -> Tensor:
         wide = maps[0].float()
         variance, mean = torch.var_mean(wide, (2, 3), correction=0, keepdim=True)
         result = (wide - mean) * (variance + EPS).rsqrt() * affine[0][:, None, None] + affine[1][:, None, None]
@@ -87,7 +87,7 @@ def rivals(
     functions = {
         name: ours,
         "eager": eager,
-        "float32 formula": truth,
+        "float32 formula": reference,
         "torch.compile": torch.compile(eager, dynamic=False),
     }
     calls: dict[str, Run | str] = {
@@ -102,8 +102,8 @@ def rivals(
 BENCHMARK = Benchmark(
     title="Instance norm with ReLU and reflect padding of 1, or with a residual: per image",
     cases=cases,
-    rivals=rivals,
-    truth=("float32 formula",),
+    competitors=competitors,
+    reference=("float32 formula",),
     # A gradient of the ReLU may flip where the normalised value is nearly 0.
     tolerance=lambda _, dtype, **__: 1e-4 if dtype == torch.float32 else 3e-2,
     notes=("The floor reads a map twice forward, as one that does not fit the chip must be.",),

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import flex_attention
 
 from benchmarks.machine import Work
-from benchmarks.suite import Benchmark, Case, Rivals, Run, differentiated
+from benchmarks.suite import Benchmark, Case, Competitors, Run, differentiated
 from fastinpaint.ops.patch_attention import patch_attention
 from fastinpaint.reference.patch_attention import NORM_FLOOR, key_patches
 
@@ -66,7 +66,7 @@ def attend(features: Tensor, backend: str) -> Tensor:
     return patch_attention(features, kernel_size=KERNEL_SIZE, stride=STRIDE, softmax_scale=SCALE, backend=backend)
 
 
-def rivals(device: str, batch: int, channels: int, side: int, backward: bool) -> Rivals:
+def competitors(device: str, batch: int, channels: int, side: int, backward: bool) -> Competitors:
     """Name to a call for the output and, with ``backward``, the gradient of the features."""
     features = torch.randn(batch, channels, side, side, device=device)
     if device == "cuda":
@@ -91,8 +91,8 @@ def rivals(device: str, batch: int, channels: int, side: int, backward: bool) ->
 BENCHMARK = Benchmark(
     title=f"Patch attention, k = {KERNEL_SIZE}, stride {STRIDE}: per image",
     cases=cases,
-    rivals=rivals,
-    truth=("convolutions",),
+    competitors=competitors,
+    reference=("convolutions",),
     tolerance=lambda device, **__: 1e-4 if device == "cpu" else 3e-2,
     notes=(
         "Not run for images of 512² and 1024² on the CPU: the work grows 16 times with each doubling.",

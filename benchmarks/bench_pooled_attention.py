@@ -10,7 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import flex_attention
 
 from benchmarks.machine import Work
-from benchmarks.suite import Benchmark, Case, Rivals, Run, differentiated
+from benchmarks.suite import Benchmark, Case, Competitors, Run, differentiated
 from fastinpaint.ops._backend import native_reason
 from fastinpaint.ops.pooled_attention import pooled_attention
 
@@ -89,7 +89,9 @@ def padded_attention(backend: SDPBackend, query: Tensor, key: Tensor, value: Ten
         return fused_attention(query, key, value)[..., :width]
 
 
-def rivals(device: str, batch: int, queries: int, keys: int, width: int, dtype: torch.dtype, backward: bool) -> Rivals:
+def competitors(
+    device: str, batch: int, queries: int, keys: int, width: int, dtype: torch.dtype, backward: bool
+) -> Competitors:
     """Name to a call for the output, or for it and the gradients of query, key and value."""
     leaves = [
         torch.randn(batch, count, width, device=device).to(dtype).requires_grad_(backward)
@@ -127,8 +129,8 @@ def rivals(device: str, batch: int, queries: int, keys: int, width: int, dtype: 
 BENCHMARK = Benchmark(
     title="Pooled attention, batch x (queries, keys, width): per image",
     cases=cases,
-    rivals=rivals,
-    truth=("eager", "scaled_dot_product_attention"),
+    competitors=competitors,
+    reference=("eager", "scaled_dot_product_attention"),
     # On a GPU ours takes three TensorFloat-32 products for one of float32.
     tolerance=lambda device, dtype, **_: 3e-2 if dtype != torch.float32 else 2e-5 if device == "cpu" else 1e-4,
     notes=(

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.machine import Work
-from benchmarks.suite import Benchmark, Case, Rivals, Run, differentiated, gap_of
+from benchmarks.suite import Benchmark, Case, Competitors, Run, differentiated, gap_of
 from fastinpaint.ops.sobel_edges import sobel_edges
 
 
@@ -28,7 +28,7 @@ def _case(batch: int, side: int, backward: bool) -> Case:
     )
 
 
-def rivals(device: str, batch: int, side: int, backward: bool) -> Rivals:
+def competitors(device: str, batch: int, side: int, backward: bool) -> Competitors:
     """Name to a call for the gradients and, with ``backward``, their gradient."""
     image = torch.rand(batch, 3, side, side, device=device, requires_grad=backward)
     compiled = torch.compile(sobel_edges, dynamic=False)
@@ -67,7 +67,7 @@ def _opencv(image: Tensor) -> Run | str:
 BENCHMARK = Benchmark(
     title="Sobel gradients of three channels: per image",
     cases=cases,
-    rivals=rivals,
-    truth=("eager",),
+    competitors=competitors,
+    reference=("eager",),
     tolerance=lambda *_, **__: 1e-5,
 )

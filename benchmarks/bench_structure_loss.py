@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.machine import Work
-from benchmarks.suite import Benchmark, Case, Rivals, differentiated
+from benchmarks.suite import Benchmark, Case, Competitors, differentiated
 from fastinpaint.ops.structure_loss import pyramid_structure_loss
 
 # Of a pixel and scale: three channels through two Sobel filters 36, two Gaussians of two axes 36, errors and sums 28.
@@ -41,7 +41,7 @@ def _case(batch: int, side: int, dtype: torch.dtype, backward: bool) -> Case:
     )
 
 
-def rivals(device: str, batch: int, side: int, dtype: torch.dtype, backward: bool) -> Rivals:
+def competitors(device: str, batch: int, side: int, dtype: torch.dtype, backward: bool) -> Competitors:
     """Name to a call for the loss and, with ``backward``, the gradients of the predictions."""
     image = torch.rand(batch, 3, side, side, device=device) * 2 - 1
     sides = (side, side // 2, side // 4)
@@ -62,8 +62,8 @@ def rivals(device: str, batch: int, side: int, dtype: torch.dtype, backward: boo
 BENCHMARK = Benchmark(
     title="Pyramid structure loss, three scales, edges given, forward and backward: per image",
     cases=cases,
-    rivals=rivals,
-    truth=("eager",),
+    competitors=competitors,
+    reference=("eager",),
     # The sign of an error that is nearly 0 may flip with rounding, more often in bfloat16.
     tolerance=lambda _, dtype, **__: 1e-3 if dtype == torch.float32 else 3e-2,
 )

@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from benchmarks.bench_generator import drawn_generator, reference_backend
 from benchmarks.machine import Work
 from benchmarks.results import GRAPH
-from benchmarks.suite import Benchmark, Case, Rivals, Run
-from fastinpaint.inference.prepare import blind_input
+from benchmarks.suite import Benchmark, Case, Competitors, Run
 from fastinpaint.losses.objective import InpaintObjective, LossWeights, edge_pyramid
 from fastinpaint.models.discriminator import PatchDiscriminator
 from fastinpaint.models.generator import GeneratorOutput
+from fastinpaint.models.inputs import assemble_known_input
 from fastinpaint.models.vgg import VGG19Features
-from fastinpaint.training.learner import Learner
+from fastinpaint.training.train_step import TrainStep
 
 WHOLE = "whole step"
 GROUPS = {  # weights that are not zero in a part of the objective
@@ -101,7 +101,7 @@ def pictures(setting: Setting) -> tuple[Tensor, Tensor]:
     return image * 2 - 1, mask
 
 
-def make_learner(setting: Setting, *, channels_last: bool, **options: Any) -> Learner:
+def make_train_step(setting: Setting, *, channels_last: bool, **options: Any) -> TrainStep:
     """Networks and losses, the same weights on every call."""
     torch.manual_seed(0)
     generator = drawn_generator(setting.device, setting.width)
@@ -114,7 +114,7 @@ def make_learner(setting: Setting, *, channels_last: bool, **options: Any) -> Le
     layout = torch.channels_last if channels_last else torch.contiguous_format
     features.to(device=setting.device, memory_format=layout)  # type: ignore[call-overload]
     objective = InpaintObjective(LossWeights(), features)
-    return Learner(
+    return TrainStep(
         generator,
         objective,
         discriminator.to(setting.device),
@@ -124,22 +124,24 @@ def make_learner(setting: Setting, *, channels_last: bool, **options: Any) -> Le
     )
 
 
-def rivals(device: str, setting: Setting, part: str) -> Rivals:
+def competitors(device: str, setting: Setting, part: str) -> Competitors:
     """Name to a call: a step that changes the weights, or a part of it that leaves them."""
     return _steps(setting) if part == WHOLE else _parts(setting, part)
 
 
-def _steps(setting: Setting) -> Rivals:
+def _steps(setting: Setting) -> Competitors:
     image, mask = pictures(setting)
     cuda = setting.device == "cuda"
 
-    def step(learner: Callable[[], Learner], around: Callable[[], AbstractContextManager[Any]] = nullcontext) -> Run:
-        made: list[Learner] = []
+    def step(
+        train_step: Callable[[], TrainStep], around: Callable[[], AbstractContextManager[Any]] = nullcontext
+    ) -> Run:
+        made: list[TrainStep] = []
 
         def run() -> list[Tensor]:
             if made:
                 return taken(made[0])
-            made.append(learner())
+            made.append(train_step())
             first = taken(made[0])
             for _ in range(
                 0 if setting.device == "cpu" else STEPS_BEFORE_GRAPH
@@ -150,25 +152,25 @@ def _steps(setting: Setting) -> Rivals:
                 raise RuntimeError(f"no graph: {failure}")
             return first
 
-        def taken(learner: Learner) -> list[Tensor]:
+        def taken(train_step: TrainStep) -> list[Tensor]:
             with around():
-                terms = learner.update(image, mask)
+                terms = train_step.update(image, mask)
             return [torch.stack([terms[name].float() for name in sorted(terms) if name != "skipped"])]
 
         return run
 
     calls: dict[str, Run | str] = {
-        "ours": step(lambda: make_learner(setting, channels_last=cuda)),
-        "eager": step(lambda: make_learner(setting, channels_last=False), reference_backend),
+        "ours": step(lambda: make_train_step(setting, channels_last=cuda)),
+        "eager": step(lambda: make_train_step(setting, channels_last=False), reference_backend),
     }
-    if cuda and "cuda_graph" in inspect.signature(Learner.__init__).parameters:
-        calls["ours" + GRAPH] = step(lambda: make_learner(setting, channels_last=True, cuda_graph=True))
+    if cuda and "cuda_graph" in inspect.signature(TrainStep.__init__).parameters:
+        calls["ours" + GRAPH] = step(lambda: make_train_step(setting, channels_last=True, cuda_graph=True))
     if cuda:
-        calls["torch.compile"] = step(lambda: make_learner(setting, channels_last=True, compile=True))
+        calls["torch.compile"] = step(lambda: make_train_step(setting, channels_last=True, compile=True))
     return calls
 
 
-def _parts(setting: Setting, part: str) -> Rivals:
+def _parts(setting: Setting, part: str) -> Competitors:
     def run(work: Callable[[], Sequence[Tensor]], around: Callable[[], AbstractContextManager[Any]]) -> Run:
         def call() -> Sequence[Tensor]:
             with around():
@@ -186,7 +188,7 @@ def _parts(setting: Setting, part: str) -> Rivals:
 class Workshop:
     """What the parts of a step work on."""
 
-    learner: Learner
+    train_step: TrainStep
     discriminator: PatchDiscriminator
     image: Tensor
     mask: Tensor
@@ -197,54 +199,54 @@ class Workshop:
 
 @lru_cache(maxsize=2)
 def _workshop(setting: Setting, channels_last: bool) -> Workshop:
-    learner = make_learner(setting, channels_last=channels_last)
-    assert learner.discriminator is not None
+    train_step = make_train_step(setting, channels_last=channels_last)
+    assert train_step.discriminator is not None
     torch.manual_seed(1)
     image, mask = pictures(setting)
     with reference_backend(), torch.no_grad():
-        inputs = blind_input(image, mask)
-        output = make_learner(setting, channels_last=False).generator(inputs)
+        inputs = assemble_known_input(image, mask)
+        output = make_train_step(setting, channels_last=False).generator(inputs)
     layout = torch.channels_last if channels_last else torch.contiguous_format
     leaves = [tuple(m.contiguous(memory_format=layout).requires_grad_() for m in maps) for maps in output]
     slopes = tuple(torch.randn_like(map_) for maps in leaves for map_ in maps)
-    networks = [*learner.generator.parameters(), *learner.discriminator.parameters()]
+    networks = [*train_step.generator.parameters(), *train_step.discriminator.parameters()]
     for parameter in networks:
         parameter.grad = torch.randn_like(parameter)
     inputs = inputs.contiguous(memory_format=layout)
-    return Workshop(learner, learner.discriminator, image, mask, inputs, GeneratorOutput(*leaves), slopes)
+    return Workshop(train_step, train_step.discriminator, image, mask, inputs, GeneratorOutput(*leaves), slopes)
 
 
 def _part(shop: Workshop, part: str) -> Callable[[], Sequence[Tensor]]:
-    learner, image, mask = shop.learner, shop.image, shop.mask
+    train_step, image, mask = shop.train_step, shop.image, shop.mask
     leaves = [*shop.output.images, *shop.output.gradients]
-    half = learner.precision == torch.bfloat16
+    half = train_step.precision == torch.bfloat16
 
     def autocast() -> torch.autocast:
         return torch.autocast(image.device.type, torch.bfloat16, enabled=half)
 
     def forward() -> Maps:
         with autocast():
-            images, gradients = learner.generator(shop.inputs)
+            images, gradients = train_step.generator(shop.inputs)
         return (*images, *gradients)
 
     def back() -> Maps:
         maps = forward()
         slopes = [slope.to(map_.dtype) for map_, slope in zip(maps, shop.slopes, strict=True)]
-        return _with_gradients(maps, learner.generator.parameters(), slopes)
+        return _with_gradients(maps, train_step.generator.parameters(), slopes)
 
     def discriminator() -> Maps:
         with autocast():
-            terms = learner.objective.discriminator_terms(image, mask, shop.output, shop.discriminator)
+            terms = train_step.objective.discriminator_terms(image, mask, shop.output, shop.discriminator)
         return _with_gradients([terms["total"]], shop.discriminator.parameters())
 
     def optimisers() -> Maps:
-        for optimizer in learner.optimizers.values():
+        for optimizer in train_step.optimizers.values():
             optimizer.step()
-        return (next(learner.generator.parameters()).detach(),)
+        return (next(train_step.generator.parameters()).detach(),)
 
     def assembly() -> Maps:
         with torch.no_grad():
-            return (blind_input(image, mask),)
+            return (assemble_known_input(image, mask),)
 
     whole: dict[str, Callable[[], Sequence[Tensor]]] = {
         "input assembly": assembly,
@@ -258,7 +260,7 @@ def _part(shop: Workshop, part: str) -> Callable[[], Sequence[Tensor]]:
         return whole[part]
     numbers: dict[str, Any] = {name: 0.0 for name, value in vars(LossWeights()).items() if isinstance(value, float)}
     numbers |= {name: getattr(LossWeights(), name) for name in GROUPS[part]}
-    objective = InpaintObjective(LossWeights(**numbers), learner.objective.features)
+    objective = InpaintObjective(LossWeights(**numbers), train_step.objective.features)
 
     def losses() -> Maps:
         with autocast():
@@ -283,9 +285,9 @@ def tolerance(device: str, setting: Setting, part: str) -> float | None:
 BENCHMARK = Benchmark(
     title="Training step, all losses, VGG-19 of drawn weights: per image",
     cases=cases,
-    rivals=rivals,
+    competitors=competitors,
     ours={"cpu": "ours", "cuda": "ours"},
-    truth=("eager", "ours"),
+    reference=("eager", "ours"),
     tolerance=tolerance,
     notes=(
         "Ours is channels-last on CUDA, eager contiguous by the reference backends; attention's gamma is 1. "

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-GRAPH = ", graph"  # ends the name of a rival whose CUDA graph was replayed
+GRAPH = ", graph"  # ends the name of a competitor whose CUDA graph was replayed
 COMPILED = "_compiled"  # ends the name of a file that holds the compiled peers alone
 
 
@@ -38,9 +38,9 @@ class Row:
         size: Side of the image in pixels.
         work: Fields of ``machine.Work``.
         floor: Seconds that a call takes at the machine's ceilings.
-        seconds: Rival to seconds per call, a number for each sample.
-        memory: Rival to MiB by which a call raises the peak.
-        left_out: Rival to the reason why it did not run.
+        seconds: Competitor to seconds per call, a number for each sample.
+        memory: Competitor to MiB by which a call raises the peak.
+        left_out: Competitor to the reason why it did not run.
         kernels: The profiler's table of our CUDA kernels; empty on the CPU.
         failed: Why our result was not timed: it was wrong, or it raised. Empty where it was right.
     """
@@ -57,9 +57,9 @@ class Row:
     kernels: str = ""
     failed: str = ""
 
-    def microseconds(self, rival: str) -> float:
+    def microseconds(self, competitor: str) -> float:
         """Median for an item."""
-        return statistics.median(self.seconds[rival]) / self.items * 1e6
+        return statistics.median(self.seconds[competitor]) / self.items * 1e6
 
 
 @dataclass
@@ -77,7 +77,7 @@ class Results:
     rate: bool = False
 
     @property
-    def rivals(self) -> list[str]:
+    def competitors(self) -> list[str]:
         """Names, ours first."""
         return list(dict.fromkeys([self.ours, *(name for row in self.rows for name in row.seconds)]))
 
@@ -117,12 +117,12 @@ def _write(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def table(results: Results) -> str:
-    """Markdown: a line for each case, a column for each rival, the floor, then the notes and circumstances."""
+    """Markdown: a line for each case, a column for each competitor, the floor, then the notes and circumstances."""
     lines = [f"## {results.title}", ""]
     lines += ["Median in microseconds ± half the quartile distance, (x times ours), peak extra memory in MiB.", ""]
-    lines += [f"| case | {' | '.join(results.rivals)} | floor |", "|---" * (len(results.rivals) + 2) + "|"]
+    lines += [f"| case | {' | '.join(results.competitors)} | floor |", "|---" * (len(results.competitors) + 2) + "|"]
     for row in results.rows:
-        cells = [_cell(row, name, results.ours) for name in results.rivals]
+        cells = [_cell(row, name, results.ours) for name in results.competitors]
         floor = row.floor / row.items * 1e6
         best = fastest(row, results.ours)
         share = f" ({floor / row.microseconds(best):.0%} reached)" if best else ""
@@ -131,22 +131,22 @@ def table(results: Results) -> str:
     lines += [f"- **Failed**: {row.case}: {row.failed}" for row in results.rows if row.failed]
     reasons: dict[str, list[str]] = {}
     for row in results.rows:
-        for rival, reason in row.left_out.items():
-            reasons.setdefault(f"{rival}: {reason}", []).append(row.case)
+        for competitor, reason in row.left_out.items():
+            reasons.setdefault(f"{competitor}: {reason}", []).append(row.case)
     lines += [f"- Not run, {reason} — {'; '.join(cases)}." for reason, cases in reasons.items()]
     lines += [f"- {note}" for note in results.notes]
     return "\n".join([*lines, *_circumstances(results.circumstances), ""])
 
 
-def fastest(row: Row, rival: str) -> str:
-    """The rival's faster way, a plain call or its graph; empty where neither was timed."""
-    timed = [name for name in (rival, rival + GRAPH) if name in row.seconds]
+def fastest(row: Row, competitor: str) -> str:
+    """The competitor's faster way, a plain call or its graph; empty where neither was timed."""
+    timed = [name for name in (competitor, competitor + GRAPH) if name in row.seconds]
     return min(timed, key=row.microseconds) if timed else ""
 
 
 def compact(results: Results) -> str:
     """A line for each case, for a terminal: microseconds of a whole call / of its graph's replay, (x times ours)."""
-    names = [name for name in results.rivals if not name.endswith(GRAPH)]
+    names = [name for name in results.competitors if not name.endswith(GRAPH)]
     lines = [f"## {results.title.split(':')[0]}"]
     for row in results.rows:
         best = fastest(row, results.ours)
@@ -180,8 +180,8 @@ def compact(results: Results) -> str:
     return "\n".join(lines)
 
 
-def _of(name: str, rival: str) -> bool:
-    return name in (rival, rival + GRAPH)
+def _of(name: str, competitor: str) -> bool:
+    return name in (competitor, competitor + GRAPH)
 
 
 def _cell(row: Row, name: str, ours: str) -> str:
@@ -226,7 +226,7 @@ def plot(results: Results, path: Path) -> None:
     panels = len(series) + bool(alone)
     figure = Figure(figsize=(6.5 * panels, 5), layout="constrained")
     axes = iter(figure.subplots(1, panels, squeeze=False)[0])
-    colours = {name: f"C{i}" for i, name in enumerate(results.rivals)}
+    colours = {name: f"C{i}" for i, name in enumerate(results.competitors)}
     for name, rows in series.items():
         _curves(next(axes), name, sorted(rows, key=lambda row: row.size), colours)
     if alone:
@@ -236,10 +236,10 @@ def plot(results: Results, path: Path) -> None:
 
 
 def _curves(axes: Any, title: str, rows: list[Row], colours: dict[str, str]) -> None:
-    for rival, colour in colours.items():
-        points = [(row.size, row.microseconds(rival)) for row in rows if rival in row.seconds]
+    for competitor, colour in colours.items():
+        points = [(row.size, row.microseconds(competitor)) for row in rows if competitor in row.seconds]
         if points:
-            axes.plot(*zip(*points, strict=True), "o-", color=colour, label=rival)
+            axes.plot(*zip(*points, strict=True), "o-", color=colour, label=competitor)
     axes.plot([row.size for row in rows], [row.floor / row.items * 1e6 for row in rows], "k:", label="floor")
     axes.set(title=title, xlabel="side of the image, pixels", ylabel="microseconds for an image", yscale="log")
     axes.set_xscale("log", base=2)
@@ -249,10 +249,10 @@ def _curves(axes: Any, title: str, rows: list[Row], colours: dict[str, str]) -> 
 
 
 def _dots(axes: Any, rows: list[Row], colours: dict[str, str]) -> None:
-    for rival, colour in colours.items():
-        dots = [(row.microseconds(rival), place) for place, row in enumerate(rows) if rival in row.seconds]
+    for competitor, colour in colours.items():
+        dots = [(row.microseconds(competitor), place) for place, row in enumerate(rows) if competitor in row.seconds]
         if dots:
-            axes.plot(*zip(*dots, strict=True), "o", color=colour, label=rival)
+            axes.plot(*zip(*dots, strict=True), "o", color=colour, label=competitor)
     axes.plot([row.floor / row.items * 1e6 for row in rows], range(len(rows)), "k|", label="floor")
     axes.set_yticks(range(len(rows)), [row.case for row in rows], fontsize=8)
     axes.set(xlabel="microseconds for an image", xscale="log")
@@ -341,16 +341,20 @@ def readme_rows(folder: Path, names: list[str]) -> list[str]:
     lines = []
     for name in names:
         results = load(folder / f"{name}.json")
-        rivals = [rival for rival in results.rivals if not rival.endswith(GRAPH) and rival != results.ours]
+        competitors = [
+            competitor
+            for competitor in results.competitors
+            if not competitor.endswith(GRAPH) and competitor != results.ours
+        ]
         for row in results.rows:
             best = fastest(row, results.ours)
             if not best:
                 lines.append(f"| {results.title.split(':')[0]} | {row.case} | not measured | {row.failed} |")
                 continue
             cells = [
-                f"{rival} {_duration(row, timed)} ({row.microseconds(timed) / row.microseconds(best):.3g}x)"
-                for rival in rivals
-                if (timed := fastest(row, rival))
+                f"{competitor} {_duration(row, timed)} ({row.microseconds(timed) / row.microseconds(best):.3g}x)"
+                for competitor in competitors
+                if (timed := fastest(row, competitor))
             ]
             ours = f"{_duration(row, best)}{' (graph)' if best.endswith(GRAPH) else ''}"
             lines.append(f"| {results.title.split(':')[0]} | {row.case} | {ours} | {', '.join(cells)} |")

@@ -1,4 +1,4 @@
-"""What a benchmark is, and how it is run: every result is checked, then the rivals are timed.
+"""What a benchmark is, and how it is run: every result is checked, then the competitors are timed.
 
 On the CPU they take turns. On a GPU each is called, and then replayed as a CUDA graph where it can be captured, over
 several sets of inputs so that the L2 cache does not flatter.
@@ -28,7 +28,7 @@ BEYOND_CACHES = 1e8  # bytes of inputs and outputs that no GPU's L2 holds
 GRAPH_SECONDS = 5e-3  # of work in a graph; more sets of inputs than that need not be captured
 Compiled = Literal["no", "yes", "only"]
 Run = Callable[[], Any]  # one call; returns a tensor or a sequence of them
-Rivals = Mapping[str, Run | str]  # name to its call, or to the reason why it has none
+Competitors = Mapping[str, Run | str]  # name to its call, or to the reason why it has none
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Case:
 
     Args:
         name: Words for it.
-        options: Arguments of the benchmark's ``rivals``.
+        options: Arguments of the benchmark's ``competitors``.
         work: The least that a call must do.
         items: Images in a call.
         series: Cases of one series differ in size alone.
@@ -54,28 +54,28 @@ class Case:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Rivals at the same work.
+    """Competitors at the same work.
 
     Args:
         title: What is timed, in words.
         cases: Device (``"cpu"``, ``"cuda"``, or ``"dry"``: as on CUDA but tiny) to rows.
-        rivals: Called with the device and a case's options, once for each set of inputs.
-        ours: Device to the rival that is ours.
-        truth: Rivals that the others are compared with before they are timed: the first of them that runs.
-        tolerance: Called as ``rivals``; largest relative L2 distance from the truth. 0: equal; None: not compared.
-        differs: Rivals that compute something else, and what: they are timed without being compared.
+        competitors: Called with the device and a case's options, once for each set of inputs.
+        ours: Device to the competitor that is ours.
+        reference: Competitors that the others are compared with before they are timed: the first of them that runs.
+        tolerance: Called as ``competitors``; largest relative L2 distance from the reference. 0: equal. None: any.
+        differs: Competitors that compute something else, and what: they are timed without being compared.
         notes: Sentences below the table.
-        compiled: Rivals that wait for a compiler; ``--compiled`` leaves them out or for last.
+        compiled: Competitors that wait for a compiler; ``--compiled`` leaves them out or for last.
         sets: The most sets of inputs on a GPU.
         graph: Whether calls are captured in CUDA graphs: those that change weights are not.
-        host: Rivals that work on the CPU even where a GPU is timed.
+        host: Competitors that work on the CPU even where a GPU is timed.
         rate: Whether items per second are of interest.
     """
 
     title: str
     cases: Callable[[str], list[Case]]
-    rivals: Callable[..., Rivals]
-    truth: tuple[str, ...]
+    competitors: Callable[..., Competitors]
+    reference: tuple[str, ...]
     tolerance: Callable[..., float | None]
     ours: Mapping[str, str] = field(default_factory=lambda: {"cpu": "native", "cuda": "triton"})
     differs: Mapping[str, str] = field(default_factory=dict)
@@ -97,7 +97,7 @@ class Prepared:
 
 
 class WrongResult(Exception):
-    """A rival's result is not the truth's: an operator that fails has no speed."""
+    """A competitor's result is not the reference's: an operator that fails has no speed."""
 
 
 def find_benchmarks() -> dict[str, Benchmark]:
@@ -107,32 +107,32 @@ def find_benchmarks() -> dict[str, Benchmark]:
 
 
 def prepare(benchmark: Benchmark, case: Case, device: str, compiled: Compiled = "yes") -> Prepared:
-    """Run and check every rival of a case once.
+    """Run and check every competitor of a case once.
 
     Args:
         benchmark: What is timed.
         case: One of its rows.
         device: ``"cpu"`` or ``"cuda"``.
-        compiled: Whether rivals that wait for a compiler are wanted; ``"only"`` beside ours and the truth.
+        compiled: Whether competitors that wait for a compiler are wanted; ``"only"`` beside ours and the reference.
     """
     torch.manual_seed(0)
     ours = benchmark.ours[device]
-    rivals = benchmark.rivals(device, **case.options)
-    calls = {name: rival for name, rival in rivals.items() if not isinstance(rival, str)}
-    left_out = {name: rival for name, rival in rivals.items() if isinstance(rival, str)}
+    competitors = benchmark.competitors(device, **case.options)
+    calls = {name: competitor for name, competitor in competitors.items() if not isinstance(competitor, str)}
+    left_out = {name: competitor for name, competitor in competitors.items() if isinstance(competitor, str)}
     if ours in left_out and compiled == "only":
         return Prepared({}, left_out)
     with exact_convolutions():
-        truth, wanted = _truth(benchmark, calls, left_out)
-    if truth is None:
-        missing = f"nothing to compare it with: no {' and no '.join(benchmark.truth)}"
-        raised = "" if isinstance(rivals.get(ours), str) else left_out.get(ours, "")
+        reference, wanted = _reference(benchmark, calls, left_out)
+    if reference is None:
+        missing = f"nothing to compare it with: no {' and no '.join(benchmark.reference)}"
+        raised = "" if isinstance(competitors.get(ours), str) else left_out.get(ours, "")
         return Prepared({}, left_out | dict.fromkeys(calls, missing), raised)
     wanted_names = [name for name in calls if _is_wanted(benchmark, name, device, compiled)]
     left_out = {name: reason for name, reason in left_out.items() if _is_wanted(benchmark, name, device, compiled)}
     prepared = Prepared({name: calls[name] for name in wanted_names}, left_out)
     with exact_convolutions():
-        for name in [name for name in wanted_names if name != truth]:
+        for name in [name for name in wanted_names if name != reference]:
             tolerance = None if name in benchmark.differs else benchmark.tolerance(device, **case.options)
             error = _error_of(calls[name], wanted, tolerance, f"{case.name}: {name}")
             if error is None:
@@ -145,9 +145,11 @@ def prepare(benchmark: Benchmark, case: Case, device: str, compiled: Compiled = 
     return prepared
 
 
-def _truth(benchmark: Benchmark, calls: dict[str, Run], left_out: dict[str, str]) -> tuple[str | None, list[Tensor]]:
-    """The first truth that runs, and its result; those that raise move to ``left_out``."""
-    for name in benchmark.truth:
+def _reference(
+    benchmark: Benchmark, calls: dict[str, Run], left_out: dict[str, str]
+) -> tuple[str | None, list[Tensor]]:
+    """The first reference that runs, and its result; those that raise move to ``left_out``."""
+    for name in benchmark.reference:
         if name not in calls:
             continue
         try:
@@ -165,7 +167,7 @@ def _is_wanted(benchmark: Benchmark, name: str, device: str, compiled: Compiled)
 
 @contextmanager
 def exact_convolutions() -> Iterator[None]:
-    """Without TensorFloat-32, which cuDNN uses by default: it would hide the errors of others behind the truth's."""
+    """Without TensorFloat-32, which cuDNN uses by default: it would hide the others' errors behind its own."""
     before = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = False
     try:
@@ -194,7 +196,7 @@ def run(
         device: ``"cpu"`` or ``"cuda"``.
         wanted: Part of a case's name; empty: all of them.
         skipped: Parts of the names of cases to leave out, separated by commas.
-        budget: Seconds for each rival and case, and again for its graph.
+        budget: Seconds for each competitor and case, and again for its graph.
         compiled: As for ``prepare``.
         dry: Take the tiny cases.
         keep: Called after every case with what there is.
@@ -217,7 +219,7 @@ def run_once(benchmark: Benchmark, device: str, skipped: str = "", *, dry: bool 
     """Run ours of every case once, whatever comes of it: its kernels are compiled and cached on disk."""
     for case in _cases(benchmark, "dry" if dry else device, "", skipped):
         try:
-            call = benchmark.rivals(device, **case.options)[benchmark.ours[device]]
+            call = benchmark.competitors(device, **case.options)[benchmark.ours[device]]
             if not isinstance(call, str):
                 call()
         except Exception as error:
@@ -237,7 +239,7 @@ def _row(benchmark: Benchmark, case: Case, device: str, budget: float, compiled:
     row = Row(case.name, case.items, case.series, case.size, asdict(case.work), ceilings(device).floor(case.work))
     try:
         prepared = prepare(benchmark, case, device, compiled)
-    except Exception as error:  # the inputs or the truth
+    except Exception as error:  # the inputs or the reference
         row.failed = _first_line(error)
         return row
     row.failed, row.left_out = prepared.failed, prepared.left_out
@@ -248,7 +250,7 @@ def _row(benchmark: Benchmark, case: Case, device: str, budget: float, compiled:
     others = [] if compiled == "only" else _other_sets(benchmark, case, device)
     for name in sorted(prepared.calls, key=lambda name: name != ours):
         call = prepared.calls.pop(name)  # freed when its turn is over
-        calls = [call, *(run for rivals in others if not isinstance(run := rivals[name], str))]
+        calls = [call, *(run for competitors in others if not isinstance(run := competitors[name], str))]
         graph = benchmark.graph and name not in benchmark.host
         try:
             _time_rival(row, name, calls, budget, graph=graph, kernels=name == ours)
@@ -259,18 +261,18 @@ def _row(benchmark: Benchmark, case: Case, device: str, budget: float, compiled:
     return row
 
 
-def _other_sets(benchmark: Benchmark, case: Case, device: str) -> list[Rivals]:
-    """The same rivals on other inputs, so many that all of them together do not fit the L2 cache."""
+def _other_sets(benchmark: Benchmark, case: Case, device: str) -> list[Competitors]:
+    """The same competitors on other inputs, so many that all of them together do not fit the L2 cache."""
     sets = min(1 if stand_in.installed() else benchmark.sets, math.ceil(BEYOND_CACHES / case.work.bytes))
-    rivals = []
+    competitors = []
     for number in range(1, sets):
         torch.manual_seed(number)
-        rivals.append(benchmark.rivals(device, **case.options))
-    return rivals
+        competitors.append(benchmark.competitors(device, **case.options))
+    return competitors
 
 
 def _time_rival(row: Row, name: str, calls: list[Run], budget: float, *, graph: bool, kernels: bool) -> None:
-    """Memory, time of a call, time in a CUDA graph, and the profiler's kernels of one rival on a GPU."""
+    """Memory, time of a call, time in a CUDA graph, and the profiler's kernels of one competitor on a GPU."""
     for call in calls[1:]:
         call()
     row.memory[name] = extra_memory(calls[0], "cuda")
@@ -342,8 +344,8 @@ def _error_of(call: Run, wanted: list[Tensor], tolerance: float | None, name: st
         found = _tensors(call())
     except Exception as error:
         return error
-    for ours, truth in zip(found, wanted, strict=True) if tolerance is not None else ():
-        exact = truth.to(ours.device, torch.float64)
+    for ours, reference in zip(found, wanted, strict=True) if tolerance is not None else ():
+        exact = reference.to(ours.device, torch.float64)
         distance = ((ours.double() - exact).norm() / exact.norm().clamp_min(1e-30)).item()
         if not distance <= tolerance:
             return WrongResult(f"{name} is off by {distance:.1e}, relative; {tolerance:.1e} is allowed")

@@ -1,4 +1,4 @@
-"""The same cases and rivals for pytest-benchmark: ``pytest benchmarks --benchmark-enable [-k "canny and 256"]``."""
+"""The same cases and competitors in pytest-benchmark: ``pytest benchmarks --benchmark-enable -k "canny and 256"``."""
 
 from collections.abc import Iterator
 from functools import lru_cache
@@ -11,7 +11,7 @@ from benchmarks.suite import Benchmark, Case, Run, WrongResult, find_benchmarks,
 DEVICE = "cpu"
 
 
-@lru_cache(maxsize=1)  # rivals of a case follow each other
+@lru_cache(maxsize=1)  # competitors of a case follow each other
 def prepared(name: str, index: int) -> tuple[dict[str, Run], dict[str, str]]:
     benchmark = find_benchmarks()[name]
     found = prepare(benchmark, benchmark.cases(DEVICE)[index], DEVICE)
@@ -22,24 +22,24 @@ def prepared(name: str, index: int) -> tuple[dict[str, Run], dict[str, str]]:
 
 def rival_names(benchmark: Benchmark, cases: list[Case]) -> list[str]:
     smallest = min(cases, key=lambda case: case.work.bytes)
-    return list(benchmark.rivals(DEVICE, **smallest.options))
+    return list(benchmark.competitors(DEVICE, **smallest.options))
 
 
 def parameters() -> Iterator[object]:
     for name, benchmark in find_benchmarks().items():
         cases = benchmark.cases(DEVICE)
         for index, case in enumerate(cases):
-            for rival in rival_names(benchmark, cases):
-                yield pytest.param(name, index, rival, id=f"{name}: {case.name}: {rival}")
+            for competitor in rival_names(benchmark, cases):
+                yield pytest.param(name, index, competitor, id=f"{name}: {case.name}: {competitor}")
 
 
 @pytest.mark.timeout(0)
-@pytest.mark.parametrize(("name", "index", "rival"), parameters())
-def test_speed(name: str, index: int, rival: str, benchmark: BenchmarkFixture) -> None:
+@pytest.mark.parametrize(("name", "index", "competitor"), parameters())
+def test_speed(name: str, index: int, competitor: str, benchmark: BenchmarkFixture) -> None:
     calls, left_out = prepared(name, index)
-    if rival not in calls:
-        pytest.skip(left_out[rival])
+    if competitor not in calls:
+        pytest.skip(left_out[competitor])
     case = find_benchmarks()[name].cases(DEVICE)[index]
     benchmark.group = f"{name}: {case.name}"
     benchmark.extra_info.update(bytes=case.work.bytes, flops=case.work.flops, items=case.items)
-    benchmark(calls[rival])
+    benchmark(calls[competitor])

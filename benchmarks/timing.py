@@ -1,4 +1,4 @@
-"""Time and memory of rivals in one process."""
+"""Time and memory of competitors in one process."""
 
 import ctypes
 import time
@@ -13,15 +13,15 @@ WARM_SECONDS = 0.03  # on a GPU, so that its clock has risen
 
 
 def time_in_turns(
-    rivals: Mapping[str, Callable[[], object]], *, rounds: int = 30, budget: float = 1.0
+    competitors: Mapping[str, Callable[[], object]], *, rounds: int = 30, budget: float = 1.0
 ) -> dict[str, list[float]]:
-    """Time the rivals on the CPU, in turns: whatever slows the machine down for a while slows all of them.
+    """Time the competitors on the CPU, in turns: whatever slows the machine down for a while slows all of them.
 
     Args:
-        rivals: Name to call.
+        competitors: Name to call.
         rounds: Samples of each.
-        budget: Seconds for each rival. One that has used them up sits out, after three samples at least; a call that
-            takes longer than four of them is sampled once.
+        budget: Seconds for each competitor. One that has used them up sits out, after three samples at least; a call
+            that takes longer than four of them is sampled once.
 
     Returns:
         Seconds per call, a number for each sample.
@@ -33,9 +33,9 @@ def time_in_turns(
             call()
         return (time.perf_counter() - start) / repeats
 
-    samples: dict[str, list[float]] = {name: [] for name in rivals}
+    samples: dict[str, list[float]] = {name: [] for name in competitors}
     repeats = {}
-    for name, call in rivals.items():
+    for name, call in competitors.items():
         first = sample(call, 1)
         if first > 4 * budget:
             samples[name] = [first]
@@ -44,12 +44,12 @@ def time_in_turns(
     for _ in range(rounds):
         for name, count in repeats.items():
             if len(samples[name]) < 3 or sum(samples[name]) * count < budget:
-                samples[name].append(sample(rivals[name], count))
+                samples[name].append(sample(competitors[name], count))
     return samples
 
 
 def time_on_gpu(calls: Sequence[Callable[[], object]], *, rounds: int = 30, budget: float = 0.2) -> list[float]:
-    """Time one rival on the current CUDA stream by events, from the first call's start to the last one's end.
+    """Time one competitor on the current CUDA stream by events, from the first call's start to the last one's end.
 
     Calls follow each other without waiting, so a sample holds what takes longer, the host or the device.
 

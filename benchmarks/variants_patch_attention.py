@@ -66,8 +66,8 @@ def rows(channels: int, side: int, batch: int, device: str) -> list[str]:
     (wanted_grad,) = torch.autograd.grad(wanted, leaf, weight[:1].double())
     lines = []
 
-    def add(name: str, call: Call, result: Tensor, truth: Tensor) -> None:
-        error = error_of(result[:1], truth.detach())
+    def add(name: str, call: Call, result: Tensor, reference: Tensor) -> None:
+        error = error_of(result[:1], reference.detach())
         verdict = "" if error <= TOLERANCE else "  WRONG"
         figures = [milliseconds(call, device)]
         if device == "cuda":

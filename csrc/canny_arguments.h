@@ -4,7 +4,7 @@
 #include <optional>
 #include <vector>
 
-#include "common.h"
+#include "checks.h"
 
 namespace fastinpaint {
 

@@ -2,8 +2,8 @@
 // csrc/cuda/<op>.cu; its fake and its autograd formula in fastinpaint/ops/<op>.py.
 #include <Python.h>
 
-#include "common.h"
-#include "isa.h"
+#include "checks.h"
+#include "cpu/simd/isa.h"
 
 STABLE_TORCH_LIBRARY(fastinpaint, m) {
   m.def("cpu_isa() -> str");
@@ -19,10 +19,10 @@ STABLE_TORCH_LIBRARY(fastinpaint, m) {
   m.def(
       "patch_attention_backward(Tensor grad_output, Tensor features, int kernel_size, int stride, "
       "float softmax_scale, bool overlap_add) -> Tensor");
-  m.def("pooled_attention(Tensor query, Tensor key, Tensor value) -> (Tensor output, Tensor log_sum)");
+  m.def("pooled_attention(Tensor query, Tensor key, Tensor value) -> (Tensor output, Tensor lse)");
   m.def(
       "pooled_attention_backward(Tensor grad, Tensor query, Tensor key, Tensor value, Tensor output, "
-      "Tensor log_sum) -> (Tensor grad_query, Tensor grad_key, Tensor grad_value)");
+      "Tensor lse) -> (Tensor grad_query, Tensor grad_key, Tensor grad_value)");
   m.def("sobel_edges(Tensor image) -> Tensor");
   m.def("sobel_edges_backward(Tensor gradients) -> Tensor");
   m.def("edge_priority(Tensor edges, int kernel_size, float sigma, int iterations) -> Tensor");

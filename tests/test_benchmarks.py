@@ -16,20 +16,21 @@ from benchmarks.suite import Benchmark, Case, find_benchmarks, prepare, run
 from benchmarks.timing import extra_memory, time_in_turns, time_on_gpu
 
 
-def _benchmark(**rivals):
-    """A benchmark of calls that must return ones; the first is ours, the second the truth."""
-    names = list(rivals)
+def _benchmark(**competitors):
+    """A benchmark of calls that must return ones; the first is ours, the second the reference."""
+    names = list(competitors)
     return Benchmark(
         title="Ones: per image",
         cases=lambda device: [
             Case(f"2 x {side}²", {"side": side}, Work(bytes=8 * side**2), items=2, series="batch 2", size=side)
             for side in (8, 16)
         ],
-        rivals=lambda device, side: {
-            name: rival if isinstance(rival, str) else lambda rival=rival: rival(side) for name, rival in rivals.items()
+        competitors=lambda device, side: {
+            name: competitor if isinstance(competitor, str) else lambda competitor=competitor: competitor(side)
+            for name, competitor in competitors.items()
         },
         ours={"cpu": names[0]},
-        truth=(names[1],),
+        reference=(names[1],),
         tolerance=lambda device, side: 1e-6,
         differs={"other": "it returns twos"},
         notes=("A note.",),
@@ -50,22 +51,24 @@ def _no_ones(side):
 
 
 def test_a_wrong_result_is_never_timed():
-    wrong = _benchmark(ours=lambda side: _ones(side) * (1.001 if side == 8 else 1), truth=_ones)
+    wrong = _benchmark(ours=lambda side: _ones(side) * (1.001 if side == 8 else 1), reference=_ones)
     first, second = run(wrong, budget=0.01).rows
     assert first.failed == "WrongResult: 2 x 8²: ours is off by 1.0e-03, relative; 1.0e-06 is allowed"
-    assert list(first.seconds) == ["truth"]
+    assert list(first.seconds) == ["reference"]
     assert not second.failed
-    assert set(second.seconds) == {"ours", "truth"}
-    nan = _benchmark(ours=lambda side: _ones(side) * float("nan"), truth=_ones)
+    assert set(second.seconds) == {"ours", "reference"}
+    nan = _benchmark(ours=lambda side: _ones(side) * float("nan"), reference=_ones)
     assert all(row.failed for row in run(nan, budget=0.01).rows)
 
 
 def test_our_own_error_is_a_failure_and_a_peers_is_a_reason():
-    (row, _) = run(_benchmark(ours=_no_ones, truth=_ones), budget=0.01).rows
+    (row, _) = run(_benchmark(ours=_no_ones, reference=_ones), budget=0.01).rows
     assert row.failed == "RuntimeError: no ones today"
-    benchmark = _benchmark(ours=_ones, truth=_ones, peer=_no_ones, large="takes 9 GiB", wrong=lambda side: -_ones(side))
+    benchmark = _benchmark(
+        ours=_ones, reference=_ones, peer=_no_ones, large="takes 9 GiB", wrong=lambda side: -_ones(side)
+    )
     prepared = prepare(benchmark, benchmark.cases("cpu")[0], "cpu")
-    assert list(prepared.calls) == ["ours", "truth"]
+    assert list(prepared.calls) == ["ours", "reference"]
     assert not prepared.failed
     assert prepared.left_out == {
         "peer": "RuntimeError: no ones today",
@@ -75,15 +78,15 @@ def test_our_own_error_is_a_failure_and_a_peers_is_a_reason():
 
 
 def test_without_a_truth_nothing_is_timed():
-    (row, _) = run(_benchmark(ours=_ones, truth="not installed"), budget=0.01).rows
+    (row, _) = run(_benchmark(ours=_ones, reference="not installed"), budget=0.01).rows
     assert row.seconds == {}
-    assert row.left_out == {"truth": "not installed", "ours": "nothing to compare it with: no truth"}
+    assert row.left_out == {"reference": "not installed", "ours": "nothing to compare it with: no reference"}
 
 
 def test_a_benchmark_that_fails_does_not_stop_the_others(tmp_path, monkeypatch, capsys):
     known = {
-        "wrong": _benchmark(ours=lambda side: -_ones(side), truth=_ones),
-        "right": _benchmark(ours=_ones, truth=_ones),
+        "wrong": _benchmark(ours=lambda side: -_ones(side), reference=_ones),
+        "right": _benchmark(ours=_ones, reference=_ones),
     }
     monkeypatch.setattr(main, "find_benchmarks", lambda: known)
     monkeypatch.setattr("sys.argv", ["benchmarks", "--budget", "0.01", "--out", str(tmp_path)])
@@ -97,20 +100,20 @@ def test_a_benchmark_that_fails_does_not_stop_the_others(tmp_path, monkeypatch, 
 
 
 def test_compiled_peers_wait_for_a_pass_of_their_own():
-    benchmark = _benchmark(ours=_ones, truth=_ones, **{"torch.compile": _ones, "FlexAttention": "too wide"})
+    benchmark = _benchmark(ours=_ones, reference=_ones, **{"torch.compile": _ones, "FlexAttention": "too wide"})
     case = benchmark.cases("cpu")[0]
     no, only = (prepare(benchmark, case, "cpu", which) for which in ("no", "only"))
-    assert set(no.calls) == {"ours", "truth"}
+    assert set(no.calls) == {"ours", "reference"}
     assert not no.left_out
     assert set(only.calls) == {"ours", "torch.compile"}
     assert only.left_out == {"FlexAttention": "too wide"}
 
 
 def test_a_truth_that_raises_makes_room_for_the_next():
-    benchmark = replace(_benchmark(ours=_ones, truth=_no_ones), truth=("truth", "ours"))
+    benchmark = replace(_benchmark(ours=_ones, reference=_no_ones), reference=("reference", "ours"))
     prepared = prepare(benchmark, benchmark.cases("cpu")[0], "cpu")
     assert list(prepared.calls) == ["ours"]
-    assert prepared.left_out == {"truth": "RuntimeError: no ones today"}
+    assert prepared.left_out == {"reference": "RuntimeError: no ones today"}
     assert not prepared.failed
 
 
@@ -172,7 +175,7 @@ def test_the_compact_table_has_call_and_graph_and_reasons():
 
 
 def test_an_archive_becomes_results_with_compiled_peers_joined(tmp_path):
-    benchmark = _benchmark(ours=_slow_ones, truth=_ones, **{"torch.compile": _ones})
+    benchmark = _benchmark(ours=_slow_ones, reference=_ones, **{"torch.compile": _ones})
     for name, compiled in (("ones", "no"), ("ones_compiled", "only")):
         run(benchmark, budget=0.01, compiled=compiled).save(tmp_path / "in", name)
     (tmp_path / "in" / "ceilings.json").write_text('{"bytes_per_second": 1}')
@@ -183,7 +186,7 @@ def test_an_archive_becomes_results_with_compiled_peers_joined(tmp_path):
     assert names == ["ones"]
     assert {path.name for path in folder.iterdir()} == {"ones.json", "ones.md", "ones.png"}
     joined = results.load(folder / "ones.json")
-    assert set(joined.rows[0].seconds) == {"ours", "truth", "torch.compile"}
+    assert set(joined.rows[0].seconds) == {"ours", "reference", "torch.compile"}
     (first, second) = results.readme_rows(folder, names)
     assert first.startswith("| Ones | 2 x 8² | ")
     assert "torch.compile" in second
@@ -196,7 +199,7 @@ def test_an_archive_becomes_results_with_compiled_peers_joined(tmp_path):
 
 def test_everything_is_kept_and_drawn_and_a_lost_row_is_printed(tmp_path):
     kept = []
-    benchmark = _benchmark(ours=_slow_ones, truth=_ones, other=lambda side: 2 * _ones(side), absent="not installed")
+    benchmark = _benchmark(ours=_slow_ones, reference=_ones, other=lambda side: 2 * _ones(side), absent="not installed")
     found = run(benchmark, budget=0.02, keep=lambda now: kept.append(len(now.rows)))
     assert kept == [1, 2]
     found.save(tmp_path, "ones")
@@ -206,7 +209,7 @@ def test_everything_is_kept_and_drawn_and_a_lost_row_is_printed(tmp_path):
     assert (tmp_path / "ones.png").read_bytes().startswith(b"\x89PNG")
     text = (tmp_path / "ones.md").read_text()
     row = next(line for line in text.splitlines() if line.startswith("| 2 x 16²"))
-    ratio = found.rows[1].microseconds("truth") / found.rows[1].microseconds("ours")
+    ratio = found.rows[1].microseconds("reference") / found.rows[1].microseconds("ours")
     assert ratio < 0.5
     assert f"({ratio:.2f}x)" in row
     for part in (
@@ -223,7 +226,7 @@ def test_everything_is_kept_and_drawn_and_a_lost_row_is_printed(tmp_path):
 
 def test_only_the_named_cases_run():
     for options in ({"wanted": "16"}, {"skipped": "32,x 8"}):
-        rows = run(_benchmark(ours=_ones, truth=_ones), budget=0.01, **options).rows
+        rows = run(_benchmark(ours=_ones, reference=_ones), budget=0.01, **options).rows
         assert [row.case for row in rows] == ["2 x 16²"]
 
 
@@ -239,12 +242,12 @@ def test_floor_is_the_slower_of_memory_and_arithmetic():
 
 def test_rivals_take_turns_and_a_very_slow_one_goes_once():
     order = []
-    rivals = {
+    competitors = {
         "a": lambda: (order.append("a"), time.sleep(5e-3)),
         "b": lambda: (order.append("b"), time.sleep(5e-3)),
         "slow": lambda: (order.append("slow"), time.sleep(0.5)),
     }
-    samples = time_in_turns(rivals, rounds=3, budget=0.1)
+    samples = time_in_turns(competitors, rounds=3, budget=0.1)
     assert order == [*"aabb", "slow", *"ababab"]
     assert len(samples["slow"]) == 1
     assert all(5e-3 <= second < 1 for second in samples["a"])
@@ -271,7 +274,7 @@ def test_the_smallest_case_of_every_benchmark_agrees(name):
     if name == "instance_norm" and benchmark.ours["cpu"] in prepared.left_out:
         pytest.skip(prepared.left_out[benchmark.ours["cpu"]])
     assert benchmark.ours["cpu"] in prepared.calls, prepared.left_out
-    assert any(truth in prepared.calls for truth in benchmark.truth)
+    assert any(reference in prepared.calls for reference in benchmark.reference)
     names = [case.name for case in benchmark.cases("cpu")]
     assert len(set(names)) == len(names)
     for case in [*benchmark.cases("cpu"), *benchmark.cases("cuda"), *benchmark.cases("dry")]:

@@ -18,7 +18,7 @@ from fastinpaint.ops._backend import native_reason
 from fastinpaint.ops.canny import canny_of_sizes
 from fastinpaint.reference import canny as reference
 from fastinpaint.reference.nearest import nearest_resize
-from tests.canny_images import PATTERNS, pattern, spiral
+from tests.helpers.canny_images import PATTERNS, pattern, spiral
 
 NATIVE_GAP = native_reason("canny", torch.zeros(1))
 BACKENDS = [

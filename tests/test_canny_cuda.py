@@ -15,8 +15,8 @@ from skimage import data
 import fastinpaint as fi
 from fastinpaint.ops._backend import native_reason
 from fastinpaint.ops.canny import canny_of_sizes
-from tests import cuda_on_cpu, nvcc_ahead
-from tests.canny_images import PATTERNS, comb, pattern, serpentine, spiral
+from tests.helpers import cuda_on_cpu, nvcc_aot
+from tests.helpers.canny_images import PATTERNS, comb, pattern, serpentine, spiral
 
 NATIVE_GAP = native_reason("canny_pyramid", torch.zeros(1))
 needs_native = pytest.mark.skipif(NATIVE_GAP is not None, reason=str(NATIVE_GAP))
@@ -32,10 +32,10 @@ compiles = pytest.mark.timeout(3600)  # 90 s of a processor, which a busy machin
 
 @pytest.fixture(scope="module")
 def compiled():
-    gap = nvcc_ahead.missing()
+    gap = nvcc_aot.missing()
     if gap is not None:
         pytest.skip(gap)
-    return nvcc_ahead.compile_all()
+    return nvcc_aot.compile_all()
 
 
 @compiles
@@ -49,10 +49,10 @@ def test_no_kernel_spills(compiled):
 
 @compiles
 def test_resources_are_as_recorded(compiled):
-    recorded, release = json.loads(nvcc_ahead.RECORDED.read_text()), nvcc_ahead.version()
+    recorded, release = json.loads(nvcc_aot.RECORDED.read_text()), nvcc_aot.version()
     if release not in recorded:
         pytest.skip(f"resources were recorded with nvcc {', '.join(recorded)}, not {release}")
-    assert compiled == recorded[release], "after a change that is meant: python -m tests.nvcc_ahead"
+    assert compiled == recorded[release], "after a change that is meant: python -m tests.helpers.nvcc_aot"
 
 
 # ---- On the CPU, thread by thread ---------------------------------------------------------------------------------

@@ -11,8 +11,8 @@ import fastinpaint as fi
 from fastinpaint.ops._backend import native_reason
 from fastinpaint.ops.canny import canny_of_sizes
 from fastinpaint.reference.canny import gaussian_weights
-from tests.canny_images import FAINT, PATTERNS, comb, pattern, serpentine, spiral
 from tests.golden_data import golden
+from tests.helpers.canny_images import FAINT, PATTERNS, comb, pattern, serpentine, spiral
 
 pytestmark = pytest.mark.gpu
 FAR = {"sigma": 12.0, "low_threshold": 0.001, "high_threshold": 0.01}  # wider than a tile's memory

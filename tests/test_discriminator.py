@@ -5,7 +5,7 @@ from fastinpaint.checkpoint.tensorflow import read_tf_checkpoint
 from fastinpaint.models.discriminator import PatchDiscriminator, SpectralConv, same_padding
 from fastinpaint.models.from_tensorflow import discriminator_from_tf
 from tests.golden_data import CHECKPOINT, golden, nchw, relative_error
-from tests.tolerances import TOLERANCES
+from tests.helpers.tolerances import TOLERANCES
 
 
 @pytest.mark.parametrize("training", [False, True])

@@ -17,7 +17,7 @@ from fastinpaint.evaluation.intervals import bootstrap
 from fastinpaint.evaluation.summary import differences, summarize
 from fastinpaint.inference.inpainter import Inpainter
 from fastinpaint.models.generator import InpaintGenerator
-from tests.photographs import crops
+from tests.helpers.photographs import crops
 
 SIZE = 64
 

@@ -12,7 +12,7 @@ from torchmetrics.functional.image import structural_similarity_index_measure, v
 
 from fastinpaint.evaluation import metrics
 from fastinpaint.evaluation.metrics import ORIGINAL, STANDARD, measure
-from tests.photographs import crops
+from tests.helpers.photographs import crops
 
 pytestmark = pytest.mark.timeout(1500)  # the oracles are slow, and slower on a busy machine
 SIZE = 176

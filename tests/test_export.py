@@ -18,7 +18,7 @@ from fastinpaint.models.generator import InpaintGenerator
 from fastinpaint.ops import _backend
 from fastinpaint.reference import canny as reference
 from fastinpaint.reference.patch_attention import patch_attention
-from tests.photographs import crops
+from tests.helpers.photographs import crops
 
 EXAMPLE = Path(__file__).parent.parent / "docs" / "fill_with_onnx.py"
 ATTENTIONS = ("pooled", "patch")

@@ -11,7 +11,7 @@ from fastinpaint.models.inputs import assemble_input
 from fastinpaint.ops.canny import canny
 from fastinpaint.reference import instance_norm as norm_reference
 from tests.golden_data import CHECKPOINT, golden, nchw, relative_error
-from tests.tolerances import TOLERANCES
+from tests.helpers.tolerances import TOLERANCES
 
 PLAIN_NORM = norm_reference.instance_norm
 

@@ -5,9 +5,9 @@ from PIL import Image
 
 from fastinpaint.inference.files import inpaint_files
 from fastinpaint.inference.inpainter import Inpainter, hole_of
-from fastinpaint.inference.prepare import blind_input, mirror_pad, shrink
+from fastinpaint.inference.prepare import mirror_pad, shrink
 from fastinpaint.models.generator import InpaintGenerator
-from fastinpaint.models.inputs import assemble_input
+from fastinpaint.models.inputs import assemble_input, assemble_known_input
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +132,7 @@ class TestPrepare:
         image = torch.nn.functional.interpolate(torch.rand(1, 3, 8, 8), (64, 64), mode="bicubic").clamp(0, 1) * 2 - 1
         mask = torch.zeros(1, 1, 64, 64)
         mask[..., 24:40, 24:40] = 1
-        whole, blind = assemble_input(image, mask), blind_input(image, mask)
+        whole, blind = assemble_input(image, mask), assemble_known_input(image, mask)
         assert torch.equal(blind[:, :3], whole[:, :3])
         assert torch.equal(blind[:, 4], whole[:, 4])
         far = torch.nn.functional.max_pool2d(mask, 3, 1, 1)[0, 0] == 0
@@ -142,9 +142,9 @@ class TestPrepare:
         image = torch.rand(1, 3, 32, 32)
         mask = torch.zeros(1, 1, 32, 32)
         mask[..., 8:20, 8:20] = 1
-        wanted = blind_input(image, mask)
+        wanted = assemble_known_input(image, mask)
         image[..., 10, 10] = float("nan")
-        assert torch.equal(blind_input(image, mask), wanted)
+        assert torch.equal(assemble_known_input(image, mask), wanted)
 
     @pytest.mark.parametrize("size", [(1, 1), (3, 50), (16, 17)])
     def test_mirror_pad(self, size):

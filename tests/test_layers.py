@@ -5,7 +5,7 @@ from fastinpaint.models import layers
 from fastinpaint.models.discriminator import SpectralConv
 from fastinpaint.models.layers import ConvNorm, PatchAttention, PooledAttention, ResidualBlock, UpConvNorm
 from tests.golden_data import golden, load_golden, nchw, parameter, relative_error
-from tests.tolerances import TOLERANCES
+from tests.helpers.tolerances import TOLERANCES
 
 OP = "attention_pooling"
 

@@ -18,7 +18,7 @@ from fastinpaint.models.discriminator import PatchDiscriminator
 from fastinpaint.models.generator import GeneratorOutput
 from fastinpaint.models.vgg import VGG19Features
 from tests.golden_data import golden, golden_vgg, nchw, relative_error
-from tests.tolerances import TOLERANCES
+from tests.helpers.tolerances import TOLERANCES
 
 OFF = LossWeights(*[0.0] * 6, "hinge", *[0.0] * 6)
 

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import fastinpaint as fi
-from fastinpaint.inference.prepare import blind_input, mirror_pad
+from fastinpaint.models.inputs import assemble_known_input, mirror_pad
 from fastinpaint.ops import _backend
 from fastinpaint.reference.nearest import nearest_resize
 
@@ -110,7 +110,7 @@ def test_blind_input(backend, device):
     image, mask = _picture(device, height=23, width=39)
     with NoHostSync():
         padded = [mirror_pad(x) for x in (image, mask)]
-        assert blind_input(*padded).shape == (2, 11, 32, 48)
+        assert assemble_known_input(*padded).shape == (2, 11, 32, 48)
 
 
 def test_operators_and_gradients(backend, device):

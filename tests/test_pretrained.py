@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fastinpaint.checkpoint.files import load_safetensors, load_safetensors_metadata, save_safetensors
+from fastinpaint.checkpoint.weights import load_safetensors, load_safetensors_metadata, save_safetensors
 from fastinpaint.inference.inpainter import Inpainter
 from fastinpaint.models import pretrained
 from fastinpaint.models.generator import InpaintGenerator

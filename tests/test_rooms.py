@@ -37,7 +37,7 @@ def test_operator_has_reference_and_test(op):
     assert (ROOT / "tests" / f"test_{op}.py").is_file()
 
 
-@pytest.mark.parametrize("folder", ["csrc", "csrc/cuda", "kernels/fastinpaint_kernels"])
+@pytest.mark.parametrize("folder", ["csrc", "csrc/cpu", "csrc/cuda", "kernels/fastinpaint_kernels"])
 def test_every_kernel_belongs_to_an_operator(folder):
     library = {"library", "__init__"}
     for path in (ROOT / folder).glob("*"):
@@ -78,9 +78,9 @@ def test_unknown_name_is_an_attribute_error():
         getattr(fastinpaint, "nothing")  # noqa: B009
 
 
-def test_readme_names_every_file():
+def test_architecture_names_every_file():
     tree, folder = {}, ""
-    for line in (ROOT / "README.md").read_text().split("```text")[1].split("```")[0].splitlines():
+    for line in (ROOT / "docs" / "architecture.md").read_text().split("```text")[1].split("```")[0].splitlines():
         if line.startswith("  "):
             tree[f"{folder}{line.split()[0]}"] = line
         elif line:
@@ -89,5 +89,7 @@ def test_readme_names_every_file():
     kinds = {".py", ".cpp", ".h", ".inc", ".cu", ".cuh", ".sh", ".md"}
     files = {str(p.relative_to(ROOT)): p for room in rooms for p in (ROOT / room).rglob("*") if p.suffix in kinds}
     named = {name for name, path in files.items() if path.name != "__init__.py" and "results" not in path.parts}
-    assert named <= set(tree), f"README's tree lacks {sorted(named - set(tree))}"
-    assert set(tree) <= set(files), f"README's tree names what is not there: {sorted(set(tree) - set(files))}"
+    assert named <= set(tree), f"the tree in docs/architecture.md lacks {sorted(named - set(tree))}"
+    assert set(tree) <= set(files), (
+        f"the tree in docs/architecture.md names what is not there: {sorted(set(tree) - set(files))}"
+    )

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from fastinpaint.checkpoint.crc32c import crc32c
 from fastinpaint.checkpoint.sstable import decompress_snappy, read_table
 from fastinpaint.checkpoint.tensorflow import find_tf_checkpoint, is_optimizer_slot, read_tf_checkpoint
-from tests.tf_checkpoint_writer import (
+from tests.helpers.tf_checkpoint_writer import (
     BFLOAT16,
     STRING,
     entry,

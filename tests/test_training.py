@@ -27,12 +27,12 @@ from fastinpaint.models.vgg import VGG19Features
 from fastinpaint.training.config import TrainConfig
 from fastinpaint.training.export import export_run
 from fastinpaint.training.interrupts import StopRequest, worker_context
-from fastinpaint.training.learner import Learner
 from fastinpaint.training.metrics import MetricsLog, read_metrics
 from fastinpaint.training.muon import Muon, orthogonalise
 from fastinpaint.training.options import from_mapping, to_mapping
 from fastinpaint.training.presets import find_config
-from fastinpaint.training.samples import SampleBatches, SampleStream
+from fastinpaint.training.sampler import SampleBatches, SampleStream
+from fastinpaint.training.train_step import TrainStep
 from fastinpaint.training.trainer import Trainer
 
 MATPLOTLIB = importlib.util.find_spec("matplotlib") is not None
@@ -69,7 +69,7 @@ def config(photographs, tmp_path):
 def weights(trainer):
     return {
         f"{name}.{key}": value.clone()
-        for name, network in trainer.learner.networks.items()
+        for name, network in trainer.train_step.networks.items()
         for key, value in network.state_dict().items()
     }
 
@@ -127,7 +127,7 @@ class TestConfig:
 
     def test_pace_rises_and_falls(self):
         config = TrainConfig(steps=110, warmup_steps=10, schedule="cosine")
-        rates = [config.pace_at(step) for step in range(110)]
+        rates = [config.lr_factor(step) for step in range(110)]
         assert rates[0] == pytest.approx(0.1)
         assert max(rates) == rates[10] == 1.0
         assert rates[60] == pytest.approx(0.5)
@@ -141,10 +141,10 @@ class TestLearner:
         generator.register_forward_hook(lambda *_: calls.append(1))
         objective = InpaintObjective(LossWeights(content=0.0, style=0.0))
         before = [p.detach().clone() for p in (*generator.parameters(), *discriminator.parameters())]
-        learner = Learner(generator, objective, discriminator, learning_rate=1e-3)
+        train_step = TrainStep(generator, objective, discriminator, learning_rate=1e-3)
         mask = torch.zeros(1, 1, 32, 32)
         mask[..., 8:24, 8:24] = 1
-        terms = learner.update(torch.rand(2, 3, 32, 32) * 2 - 1, mask)
+        terms = train_step.update(torch.rand(2, 3, 32, 32) * 2 - 1, mask)
         assert len(calls) == 1
         assert {"l1_hole", "edge_full", "adversarial", "total", "discriminator_total"} <= terms.keys()
         after = [*generator.parameters(), *discriminator.parameters()]
@@ -156,16 +156,16 @@ class TestLearner:
         torch.manual_seed(1)
         generator, discriminator = InpaintGenerator(2, head_norm=False), PatchDiscriminator(2)
         objective = InpaintObjective(LossWeights(content=0.0, style=0.0))
-        learner = Learner(generator, objective, discriminator, learning_rate=0.0)
+        train_step = TrainStep(generator, objective, discriminator, learning_rate=0.0)
         image = torch.rand(2, 3, 32, 32) * 2 - 1
         mask = torch.zeros(1, 1, 32, 32)
         mask[..., :16] = 1
         vectors = [layer.u.clone() for layer in discriminator.layers]
-        learner.update(image, mask)
-        found = {name: [p.grad for p in net.parameters()] for name, net in learner.networks.items()}
+        train_step.update(image, mask)
+        found = {name: [p.grad for p in net.parameters()] for name, net in train_step.networks.items()}
         for layer, vector in zip(discriminator.layers, vectors, strict=True):
             layer.u.copy_(vector)
-        output = learner.predict(image, mask)
+        output = train_step.predict(image, mask)
         total = objective.generator_terms(image, mask, output, discriminator)["total"]
         wanted = torch.autograd.grad(total, list(generator.parameters()), allow_unused=True)
         for a, b in zip(found["generator"], wanted, strict=True):
@@ -177,16 +177,16 @@ class TestLearner:
 
     def test_the_layout_is_that_of_the_features_too(self):
         objective = InpaintObjective(LossWeights(adversarial=0.0), VGG19Features())
-        Learner(InpaintGenerator(2), objective, channels_last=True)
+        TrainStep(InpaintGenerator(2), objective, channels_last=True)
         assert objective.features.features[2].weight.is_contiguous(memory_format=torch.channels_last)
 
     def test_bfloat16_and_channels_last_learn(self):
         objective = InpaintObjective(LossWeights(adversarial=0.0, content=0.0, style=0.0))
         generator = InpaintGenerator(2, head_norm=False)
-        learner = Learner(generator, objective, learning_rate=1e-2, precision=torch.bfloat16, channels_last=True)
+        train_step = TrainStep(generator, objective, learning_rate=1e-2, precision=torch.bfloat16, channels_last=True)
         image, mask = torch.rand(2, 3, 32, 32) * 2 - 1, torch.zeros(1, 1, 32, 32)
         mask[..., 8:24, 8:24] = 1
-        totals = [float(learner.update(image, mask)["total"]) for _ in range(20)]
+        totals = [float(train_step.update(image, mask)["total"]) for _ in range(20)]
         assert totals[-1] < 0.9 * totals[0]
         assert all(p.dtype == torch.float32 for p in generator.parameters())
 
@@ -241,24 +241,24 @@ class TestMuon:
     def test_learner_gives_it_the_kernels_but_not_the_heads(self):
         generator = InpaintGenerator(2, head_norm=False)
         objective = InpaintObjective(LossWeights(adversarial=0.0, content=0.0, style=0.0))
-        learner = Learner(generator, objective, kernel_rate=0.01)
+        train_step = TrainStep(generator, objective, muon_lr=0.01)
         muon, adam = (
-            {id(p) for group in learner.optimizers[name].param_groups for p in group["params"]}
-            for name in ("kernels", "generator")
+            {id(p) for group in train_step.optimizers[name].param_groups for p in group["params"]}
+            for name in ("muon", "generator")
         )
         assert muon | adam == {id(p) for p in generator.parameters()}
         assert not muon & adam
         assert id(generator.encoder[0].convolution.weight) in muon
         assert {id(p) for name, p in generator.named_parameters() if "head" in name} <= adam
-        learner.set_pace(0.5)
-        assert learner.optimizers["kernels"].param_groups[0]["lr"] == 0.005
+        train_step.scale_learning_rates(0.5)
+        assert train_step.optimizers["muon"].param_groups[0]["lr"] == 0.005
 
 
-def learner_of(seed, **options):
+def train_step_of(seed, **options):
     torch.manual_seed(seed)
     generator, discriminator = InpaintGenerator(2, head_norm=False), PatchDiscriminator(2)
     objective = InpaintObjective(LossWeights(content=0.0, style=0.0, gradient_penalty=1.0))
-    return Learner(generator, objective, discriminator, learning_rate=1e-3, kernel_rate=0.01, **options)
+    return TrainStep(generator, objective, discriminator, learning_rate=1e-3, muon_lr=0.01, **options)
 
 
 def batches(count, size=32):
@@ -294,17 +294,17 @@ class FakeRecorder:
 
 
 class TestGraph:
-    def updated(self, learner, count=20):
+    def updated(self, train_step, count=20):
         rows = []
         for step, (image, mask) in enumerate(batches(count)):
             torch.manual_seed(step)
-            learner.set_pace(1 - step / count)
-            rows.append(learner.update(image, mask))
+            train_step.scale_learning_rates(1 - step / count)
+            rows.append(train_step.update(image, mask))
         return [{name: value.item() for name, value in row.items()} for row in rows]
 
     def test_replays_are_the_plain_updates(self):
         recorder = FakeRecorder()
-        plain, graphed = learner_of(1, ema=0.9), learner_of(1, ema=0.9, cuda_graph=True, recorder=recorder)
+        plain, graphed = train_step_of(1, ema=0.9), train_step_of(1, ema=0.9, cuda_graph=True, recorder=recorder)
         wanted = self.updated(plain)
         assert self.updated(graphed) == wanted
         assert recorder.calls == ["warm up"] * 3 + ["record"] + ["replay"] * 17
@@ -316,92 +316,92 @@ class TestGraph:
 
     def test_a_failed_recording_is_told_once_and_plain_updates_go_on(self):
         recorder = FakeRecorder("operation not permitted when stream is capturing\nmore")
-        graphed = learner_of(1, cuda_graph=True, recorder=recorder)
+        graphed = train_step_of(1, cuda_graph=True, recorder=recorder)
         with pytest.warns(RuntimeWarning, match=r"plain steps go on: RuntimeError: operation .* capturing$") as told:
             rows = self.updated(graphed)
         assert len(told) == 1
         assert recorder.calls == ["warm up"] * 3 + ["record"]
-        assert rows == self.updated(learner_of(1))
+        assert rows == self.updated(train_step_of(1))
 
     def test_another_shape_runs_plainly_and_a_new_size_is_recorded_anew(self):
         recorder = FakeRecorder()
-        learner = learner_of(1, cuda_graph=True, recorder=recorder)
-        self.updated(learner, 5)
-        learner.update(*next(batches(1, 48)))
+        train_step = train_step_of(1, cuda_graph=True, recorder=recorder)
+        self.updated(train_step, 5)
+        train_step.update(*next(batches(1, 48)))
         assert recorder.calls == ["warm up"] * 3 + ["record"] + ["replay"] * 2
-        learner.forget_graph()
-        learner.update(*next(batches(1, 48)))
+        train_step.forget_graph()
+        train_step.update(*next(batches(1, 48)))
         assert recorder.calls[-1] == "warm up"
 
     def test_parameters_without_gradients_stay_and_resume_exactly(self, monkeypatch):
         """On CUDA biases in front of a norm get no gradient."""
         monkeypatch.setattr(layers, "_without_bias", lambda x: True)
         options = {"ema": 0.9, "clip": 1.0, "cuda_graph": True}
-        learner, twin = (learner_of(1, **options, recorder=FakeRecorder()) for _ in range(2))
-        before = {name: value.clone() for name, value in learner.generator.named_parameters()}
-        self.updated(learner, 6)
-        unmoved = {name for name, value in learner.generator.named_parameters() if torch.equal(value, before[name])}
+        train_step, twin = (train_step_of(1, **options, recorder=FakeRecorder()) for _ in range(2))
+        before = {name: value.clone() for name, value in train_step.generator.named_parameters()}
+        self.updated(train_step, 6)
+        unmoved = {name for name, value in train_step.generator.named_parameters() if torch.equal(value, before[name])}
         assert {"encoder.0.convolution.bias", "up_half.convolution.bias"} <= unmoved
         assert "encoder.0.convolution.weight" not in unmoved
-        twin.load_state_dict(copy.deepcopy(learner.state_dict()))
-        assert self.updated(twin, 5) == self.updated(learner, 5)
-        assert_equal(twin.generator.state_dict(), learner.generator.state_dict())
-        assert_equal(twin.average.state_dict(), learner.average.state_dict())
+        twin.load_state_dict(copy.deepcopy(train_step.state_dict()))
+        assert self.updated(twin, 5) == self.updated(train_step, 5)
+        assert_equal(twin.generator.state_dict(), train_step.generator.state_dict())
+        assert_equal(twin.average.state_dict(), train_step.average.state_dict())
 
     def test_the_adversary_joins_later(self):
-        learner = learner_of(1, cuda_graph=True, recorder=FakeRecorder())
-        learner.set_adversary(False)
-        before = {name: value.clone() for name, value in learner.discriminator.state_dict().items()}
-        rows = self.updated(learner, 6)
+        train_step = train_step_of(1, cuda_graph=True, recorder=FakeRecorder())
+        train_step.set_adversary(False)
+        before = {name: value.clone() for name, value in train_step.discriminator.state_dict().items()}
+        rows = self.updated(train_step, 6)
         assert not any("adversarial" in name for row in rows for name in row)
-        assert_equal(learner.discriminator.state_dict(), before)
-        learner.set_adversary(True)
-        assert {"adversarial", "discriminator_total"} <= self.updated(learner, 1)[0].keys()
+        assert_equal(train_step.discriminator.state_dict(), before)
+        train_step.set_adversary(True)
+        assert {"adversarial", "discriminator_total"} <= self.updated(train_step, 1)[0].keys()
         assert not torch.equal(
-            learner.discriminator.layers[0].convolution.weight, before["layers.0.convolution.weight"]
+            train_step.discriminator.layers[0].convolution.weight, before["layers.0.convolution.weight"]
         )
 
 
 class TestGuards:
     def test_an_update_that_is_not_finite_changes_nothing(self):
-        learner = learner_of(1, clip=1.0)
+        train_step = train_step_of(1, clip=1.0)
         for image, mask in batches(2):
-            learner.update(image, mask)
+            train_step.update(image, mask)
         before = [
             {name: value.clone() for name, value in network.state_dict().items() if not name.endswith(".u")}
-            for network in learner.networks.values()
+            for network in train_step.networks.values()
         ]
         image, mask = next(batches(1))
         image = image.float()
         image[0, 0, 0, 0] = float("nan")
-        assert learner.update(image, mask)["skipped"] == 1
-        for network, kept in zip(learner.networks.values(), before, strict=True):
+        assert train_step.update(image, mask)["skipped"] == 1
+        for network, kept in zip(train_step.networks.values(), before, strict=True):
             assert_equal({name: network.state_dict()[name] for name in kept}, kept)
-        assert learner.finite()
+        assert train_step.finite()
 
     def test_gradients_are_clipped_to_the_norm(self):
-        free, clipped = learner_of(1), learner_of(1, clip=0.01)
+        free, clipped = train_step_of(1), train_step_of(1, clip=0.01)
         image, mask = next(batches(1))
-        for learner in (free, clipped):
+        for train_step in (free, clipped):
             torch.manual_seed(0)
-            learner.update(image, mask)
+            train_step.update(image, mask)
         for name in free.networks:
             gradients = [
-                torch.cat([p.grad.flatten() for p in learner.networks[name].parameters() if p.grad is not None])
-                for learner in (free, clipped)
+                torch.cat([p.grad.flatten() for p in train_step.networks[name].parameters() if p.grad is not None])
+                for train_step in (free, clipped)
             ]
             torch.testing.assert_close(gradients[1], gradients[0] * 0.01 / gradients[0].norm(), atol=1e-7, rtol=1e-4)
 
     def test_the_average_follows_the_weights(self):
-        learner = learner_of(1, ema=0.5)
-        weight = learner.generator.encoder[0].convolution.weight
+        train_step = train_step_of(1, ema=0.5)
+        weight = train_step.generator.encoder[0].convolution.weight
         wanted = weight.detach().clone()
         for count, (image, mask) in enumerate(batches(6), 1):
-            learner.update(image, mask)
+            train_step.update(image, mask)
             decay = min(0.5, (1 + count) / (10 + count))
             wanted = decay * wanted + (1 - decay) * weight.detach()
-        torch.testing.assert_close(learner.result.encoder[0].convolution.weight, wanted)
-        assert learner.result is not learner.generator
+        torch.testing.assert_close(train_step.result.encoder[0].convolution.weight, wanted)
+        assert train_step.result is not train_step.generator
 
 
 class TestTrainer:
@@ -427,10 +427,10 @@ class TestTrainer:
         assert any("VGG" in line for line in said)
         assert "images_per_second" in capsys.readouterr().err
 
-    @pytest.mark.parametrize(("workers", "kernel_rate"), [(0, 0.02), (2, 0.0)])
-    def test_resume_is_exact(self, config, workers, kernel_rate):
+    @pytest.mark.parametrize(("workers", "muon_lr"), [(0, 0.02), (2, 0.0)])
+    def test_resume_is_exact(self, config, workers, muon_lr):
         losses = LossWeights(gradient_penalty=1.0)
-        config = dataclasses.replace(config, workers=workers, kernel_rate=kernel_rate, losses=losses)
+        config = dataclasses.replace(config, workers=workers, muon_lr=muon_lr, losses=losses)
         whole = Trainer(config)
         whole.run()
         parts = dataclasses.replace(config, output=config.output + "-parts", steps=3)
@@ -445,14 +445,14 @@ class TestTrainer:
 
     def test_interrupt_saves_after_the_update_under_way(self, config):
         trainer = Trainer(config)
-        update = trainer.learner.update
+        update = trainer.train_step.update
 
         def interrupted(*arguments):
             if trainer.step == 2:
                 os.kill(os.getpid(), signal.SIGINT)
             return update(*arguments)
 
-        trainer.learner.update = interrupted
+        trainer.train_step.update = interrupted
         with pytest.raises(KeyboardInterrupt):
             trainer.run()
         resumed = Trainer(config, resume=True)
@@ -476,7 +476,7 @@ class TestTrainer:
         content = good.read_bytes()
         resumed = Trainer(dataclasses.replace(config, **change), resume=True)
         with torch.no_grad():
-            next(resumed.learner.generator.parameters()).fill_(float("nan"))
+            next(resumed.train_step.generator.parameters()).fill_(float("nan"))
         with pytest.raises(FloatingPointError, match=message + ".*step-00000002"):
             resumed.run()
         assert training_states(trainer.checkpoints) == [good]
@@ -498,7 +498,7 @@ class TestTrainer:
 
     def test_weight_zero_builds_no_discriminator(self, config):
         trainer = Trainer(dataclasses.replace(config, losses=LossWeights(adversarial=0.0)))
-        assert trainer.learner.networks.keys() == {"generator"}
+        assert trainer.train_step.networks.keys() == {"generator"}
 
     def test_several_devices_are_refused(self, config, monkeypatch):
         monkeypatch.setenv("WORLD_SIZE", "2")
@@ -556,10 +556,10 @@ def test_the_stream_gives_the_pixels_and_masks_of_a_number(photographs):
 class TestClock:
     def test_pace_follows_the_time(self):
         config = TrainConfig(steps=1000, max_seconds=60.0, schedule="cosine", warmup_steps=2)
-        assert config.pace_at(0, 30.0) == 0.5
-        assert config.pace_at(10, 30.0) == pytest.approx(0.5)
-        assert config.pace_at(900, 6.0) < 0.1
-        assert config.pace_at(10, 61.0) == 0.0
+        assert config.lr_factor(0, 30.0) == 0.5
+        assert config.lr_factor(10, 30.0) == pytest.approx(0.5)
+        assert config.lr_factor(900, 6.0) < 0.1
+        assert config.lr_factor(10, 61.0) == 0.0
         assert config.part_over(100, 45.0) == 0.75
         assert config.part_over(1000, 0.0) == 1.0
 
@@ -575,7 +575,9 @@ class TestClock:
         resumed.run()
         assert resumed.step > first
         assert resumed.seconds >= 4.0
-        assert resumed.learner.optimizers["generator"].param_groups[0]["lr"] < 0.5e-3 or config.schedule == "constant"
+        assert (
+            resumed.train_step.optimizers["generator"].param_groups[0]["lr"] < 0.5e-3 or config.schedule == "constant"
+        )
         assert read_metrics(Path(config.output) / "metrics.jsonl")[-1]["step"] == resumed.step
 
 
@@ -586,7 +588,7 @@ class TestSmall:
     def config(self, config):
         return dataclasses.replace(
             config, image_size=48, first_size=32, first_part=0.4, adversarial_start=0.6, ema=0.9, clip=1.0, cache=True,
-            flip=True, identity_blocks=True, kernel_rate=0.02, steps=8, warmup_steps=2, schedule="cosine",
+            flip=True, identity_blocks=True, muon_lr=0.02, steps=8, warmup_steps=2, schedule="cosine",
             losses=LossWeights(content=0.0, style=0.0, l1_half=0.2, l1_quarter=0.2), masks=MaskConfig(shared=False),
             sample_every=1000, sample_count=1,
         )  # fmt: skip
@@ -603,16 +605,16 @@ class TestSmall:
         config = dataclasses.replace(config, workers=workers)
         whole = Trainer(config)
         seen = []
-        update = whole.learner.update
-        whole.learner.update = lambda image, mask: seen.append((image.shape, mask.shape)) or update(image, mask)
+        update = whole.train_step.update
+        whole.train_step.update = lambda image, mask: seen.append((image.shape, mask.shape)) or update(image, mask)
         whole.run()
         assert [shapes[0][-1] for shapes in seen] == [32] * 4 + [48] * 4
         assert all(mask == (2, 1, *image[2:]) for image, mask in seen)
         parts = dataclasses.replace(config, output=config.output + "-parts")
         stopping = Trainer(parts)
-        update = stopping.learner.update
+        update = stopping.train_step.update
         steps = iter(range(100))
-        stopping.learner.update = lambda *batch: (
+        stopping.train_step.update = lambda *batch: (
             (next(steps) == 4 and signal.raise_signal(signal.SIGTERM)) or update(*batch)
         )
         with pytest.raises(KeyboardInterrupt):
@@ -622,7 +624,7 @@ class TestSmall:
         assert resumed.step == 5
         resumed.run()
         assert_equal(weights(resumed), weights(whole))
-        assert_equal(resumed.learner.average.state_dict(), whole.learner.average.state_dict())
+        assert_equal(resumed.train_step.average.state_dict(), whole.train_step.average.state_dict())
         assert not (Path(config.output) / "decoded.u8").exists()
         rows = read_metrics(Path(config.output) / "metrics.jsonl")
         assert "adversarial" not in rows[0]
@@ -663,15 +665,15 @@ class TestSmall:
         model = InpaintGenerator.from_pretrained(tmp_path / "out")
         name = "encoder.0.convolution.weight"
         torch.testing.assert_close(
-            model.state_dict()[name], trainer.learner.average.state_dict()[name], rtol=1e-3, atol=1e-4
+            model.state_dict()[name], trainer.train_step.average.state_dict()[name], rtol=1e-3, atol=1e-4
         )
         for source, exact in ((tmp_path / "out", False), (Path(config.output), True)):
             begun = Trainer(dataclasses.replace(config, output=str(tmp_path / "next"), init_from=str(source)))
             close = {"rtol": 0, "atol": 0} if exact else {"rtol": 1e-3, "atol": 1e-4}
             assert begun.step == 0
             for network in ("generator", "discriminator", "average"):
-                found = getattr(begun.learner, network).state_dict()
-                wanted = getattr(trainer.learner, network).state_dict()
+                found = getattr(begun.train_step, network).state_dict()
+                wanted = getattr(trainer.train_step, network).state_dict()
                 for key in wanted:
                     torch.testing.assert_close(found[key], wanted[key], **close)
         with pytest.raises(ValueError, match="does not fit these options"):
@@ -692,7 +694,7 @@ class TestSmall:
 
     def test_a_run_whose_updates_are_all_skipped_stops(self, config):
         trainer = Trainer(config)
-        weight = next(trainer.learner.generator.parameters())
+        weight = next(trainer.train_step.generator.parameters())
         weight.register_hook(lambda gradient: gradient * float("inf"))
         with pytest.raises(FloatingPointError, match=r"gradients .* by update 2"):
             trainer.run()
@@ -700,14 +702,14 @@ class TestSmall:
 
     def test_a_loss_that_is_not_finite_once_is_skipped_and_counted(self, config):
         trainer = Trainer(dataclasses.replace(config, log_every=4))
-        update, steps = trainer.learner.update, iter(range(100))
+        update, steps = trainer.train_step.update, iter(range(100))
 
         def spoiled(image, mask):
             image = image.float() / 127.5 - 1
             return update(image.fill_(float("nan")) if next(steps) == 2 else image, mask)
 
-        trainer.learner.update = spoiled
+        trainer.train_step.update = spoiled
         trainer.run()
         rows = read_metrics(Path(config.output) / "metrics.jsonl")
         assert [row["skipped"] for row in rows] == [0.25, 0.0]
-        assert trainer.learner.finite()
+        assert trainer.train_step.finite()

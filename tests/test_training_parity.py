@@ -16,7 +16,7 @@ from fastinpaint.models.from_tensorflow import (
 )
 from fastinpaint.models.inputs import assemble_input
 from tests.golden_data import CHECKPOINT, golden, golden_vgg, nchw
-from tests.tolerances import TOLERANCES
+from tests.helpers.tolerances import TOLERANCES
 
 SIZES = {"full": 256, "half": 128, "quarter": 64}
 

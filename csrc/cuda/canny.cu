@@ -10,7 +10,7 @@
 #include <cstdlib>
 #include <optional>
 
-#include "../canny_arguments.h"
+#include "canny_arguments.h"
 #include "canny_launch.h"
 
 namespace fastinpaint {

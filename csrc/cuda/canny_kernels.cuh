@@ -21,7 +21,7 @@
 
 #include <cstdint>
 
-#include "../canny_pixel.h"
+#include "canny_pixel.h"
 #ifdef __CUDACC__
   #include "device.cuh"
 #else

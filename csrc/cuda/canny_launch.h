@@ -6,8 +6,8 @@
 #include <utility>
 #include <vector>
 
-#include "../canny_options.h"
 #include "canny_kernels.cuh"
+#include "canny_options.h"
 
 namespace fastinpaint {
 

@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fastinpaint.checkpoint.crc32c import masked_crc32c
-from fastinpaint.checkpoint.files import PathLike
 from fastinpaint.checkpoint.sstable import FOOTER_SIZE, MAGIC, read_table, read_varint, take
+from fastinpaint.files import PathLike
 
 _STRING, _BFLOAT16 = 7, 14
 _DTYPES = {

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fastinpaint.checkpoint.files import PathLike, atomic_write, require_file
+from fastinpaint.files import PathLike, atomic_write, require_file
 
 _FORMAT = "fastinpaint training state 1"
 _PLAIN = (bool, int, float, str, type(None))

@@ -13,9 +13,9 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from fastinpaint.checkpoint.files import atomic_write
 from fastinpaint.data.images import BLACK, PathLike, find_images, read_image
 from fastinpaint.data.readable import ReadableFiles
+from fastinpaint.files import atomic_write
 
 Mask = npt.NDArray[np.uint8]  # (H, W) of {0, 1}
 

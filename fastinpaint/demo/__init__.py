@@ -14,7 +14,7 @@ from fastinpaint.demo.scores import compare, milliseconds_per_image
 from fastinpaint.inference.inpainter import Inpainter
 from fastinpaint.losses.objective import InpaintObjective, LossWeights
 from fastinpaint.models.generator import InpaintGenerator
-from fastinpaint.training.learner import Learner
+from fastinpaint.training.train_step import TrainStep
 
 CPU_SECONDS, GPU_SECONDS = 170, 60
 # L1 and structure loss; little weight on what is known or only guides, because the time is short.
@@ -30,7 +30,7 @@ class DemoSettings:
     batch_size: int = 4
     learning_rate: float = 3e-3
     betas: tuple[float, float] = (0.9, 0.99)
-    kernel_rate: float = 0.03
+    muon_lr: float = 0.03
     holes_per_photograph: int = 6
     sheet_rows: int = 4  # of each group
     updates: int | None = None  # train for so many updates, whatever time they take
@@ -67,10 +67,10 @@ def run_demo(
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     seconds = seconds or (GPU_SECONDS if place.type == "cuda" else CPU_SECONDS)
     seen, unseen = (load_photographs(names, settings.size) for names in (SEEN, UNSEEN))
-    learner = _build(settings, place, seed)
+    train_step = _build(settings, place, seed)
     print(f"training on {', '.join(SEEN)} for {seconds:.0f} s on {place}")
     batches = training_batches(seen, settings.batch_size, settings.size, seed)
-    lesson = train_for(learner, batches, seconds, settings.updates)
+    lesson = train_for(train_step, batches, seconds, settings.updates)
 
     paths = {
         "contact_sheet": output / "contact_sheet.png",
@@ -79,7 +79,7 @@ def run_demo(
         "report": output / "report.md",
         "model": output / "model",
     }
-    learner.generator.save_pretrained(paths["model"])
+    train_step.generator.save_pretrained(paths["model"])
     inpainter = Inpainter.from_pretrained(paths["model"], place)
     judged = [
         draw_cases(group, settings.holes_per_photograph, settings.size, 1000 + i)
@@ -88,21 +88,21 @@ def run_demo(
     scores = [compare(inpainter, cases) for cases in judged]
     speed = milliseconds_per_image(inpainter, judged[0][0])
     write_losses(paths["metrics"], paths["losses"], lesson)
-    draw_contact_sheet(paths["contact_sheet"], learner, list(zip(judged, scores, strict=True)), settings.sheet_rows)
+    draw_contact_sheet(paths["contact_sheet"], train_step, list(zip(judged, scores, strict=True)), settings.sheet_rows)
     print("\n" + write_report(paths["report"], lesson, speed, settings.size, *scores))
     print("\n".join(f"{name.replace('_', ' '):<14}{path}" for name, path in paths.items()))
     return paths
 
 
-def _build(settings: DemoSettings, device: torch.device, seed: int) -> Learner:
+def _build(settings: DemoSettings, device: torch.device, seed: int) -> TrainStep:
     torch.manual_seed(seed)
     generator = InpaintGenerator(settings.base_channels, head_norm=False)
     for block in generator.blocks:  # each begins as the identity, which learns faster at first
         torch.nn.init.zeros_(block.get_parameter("plain.norm.weight"))
-    return Learner(
+    return TrainStep(
         generator.to(device),
         InpaintObjective(WEIGHTS),
         learning_rate=settings.learning_rate,
         betas=settings.betas,
-        kernel_rate=settings.kernel_rate,
+        muon_lr=settings.muon_lr,
     )

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from fastinpaint.training.learner import Learner
+from fastinpaint.training.train_step import TrainStep
 
 _WARMUP = 0.02  # part of the time
 
@@ -27,7 +27,7 @@ class Lesson:
 
 
 def train_for(
-    learner: Learner,
+    train_step: TrainStep,
     batches: Iterator[tuple[Tensor, Tensor]],
     seconds: float,
     updates: int | None = None,
@@ -42,9 +42,9 @@ def train_for(
     start = time.perf_counter()
     with tqdm(total=100, bar_format="training {l_bar}{bar}| {elapsed} {postfix}") as bar:
         while (part := _part(time.perf_counter() - start, seconds, len(rows), updates)) < 1:
-            learner.set_pace(_pace(part))
-            image, mask = (tensor.to(learner.device) for tensor in next(batches))
-            rows.append(learner.update(image, mask))
+            train_step.scale_learning_rates(_pace(part))
+            image, mask = (tensor.to(train_step.device) for tensor in next(batches))
+            rows.append(train_step.update(image, mask))
             images += len(image)
             if len(rows) % 10 == 1:
                 bar.n = round(100 * part)

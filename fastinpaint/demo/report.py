@@ -7,12 +7,12 @@ from pathlib import Path
 
 import torch
 
-from fastinpaint.checkpoint.files import atomic_write
 from fastinpaint.demo.learning import Lesson
 from fastinpaint.demo.photographs import Case, signed_tensor
 from fastinpaint.demo.scores import METHODS, Scores, hole_psnr
-from fastinpaint.training.learner import Learner
+from fastinpaint.files import atomic_write
 from fastinpaint.training.metrics import MetricsLog, draw_curves
+from fastinpaint.training.train_step import TrainStep
 from fastinpaint.visualize.sheets import Cell, draw_sheet, edge_cell, gradient_cell
 
 _CURVE_POINTS = 200
@@ -20,7 +20,7 @@ _CURVE_POINTS = 200
 
 @torch.no_grad()
 def draw_contact_sheet(
-    path: Path, learner: Learner, groups: Sequence[tuple[Sequence[Case], Scores]], rows: int
+    path: Path, train_step: TrainStep, groups: Sequence[tuple[Sequence[Case], Scores]], rows: int
 ) -> None:
     """Draw ``rows`` cases of each group, spread evenly: hole, result, Telea, truth, predicted structure."""
     cells, notes = [], []
@@ -28,17 +28,17 @@ def draw_contact_sheet(
         step = max(len(cases) // rows, 1)
         for index in range(0, len(cases), step):
             case = cases[index]
-            cells.append(_row(learner, case, {name: scores.filled[name][index] for name in METHODS[:2]}))
+            cells.append(_row(train_step, case, {name: scores.filled[name][index] for name in METHODS[:2]}))
             values = ", ".join(f"{name} {hole_psnr(scores.filled[name][index], case):.1f} dB" for name in METHODS)
             notes.append(f"{case.name}: {values}")
     draw_sheet(cells, path, notes=notes)
 
 
-def _row(learner: Learner, case: Case, filled: dict[str, Cell]) -> dict[str, Cell]:
+def _row(train_step: TrainStep, case: Case, filled: dict[str, Cell]) -> dict[str, Cell]:
     hole = case.picture.copy()
     hole[case.hole] = 255
-    mask = torch.from_numpy(case.hole)[None, None].float().to(learner.device)
-    gradients = learner.predict(signed_tensor(case.picture[None]).to(learner.device), mask).gradients[0][0]
+    mask = torch.from_numpy(case.hole)[None, None].float().to(train_step.device)
+    gradients = train_step.predict(signed_tensor(case.picture[None]).to(train_step.device), mask).gradients[0][0]
     return {
         "hole": hole,
         "result": filled["fastinpaint"],

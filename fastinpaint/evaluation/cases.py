@@ -11,10 +11,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from fastinpaint.checkpoint.files import atomic_write, read_json, write_json
 from fastinpaint.data.images import find_images, read_image, square_crop_resize
 from fastinpaint.data.masks import read_mask
 from fastinpaint.evaluation.holes import Hole, HoleOptions, draw_hole
+from fastinpaint.files import atomic_write, read_json, write_json
 
 Picture = npt.NDArray[np.uint8]
 HOLE_LIST = "holes.json"

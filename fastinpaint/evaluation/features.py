@@ -18,7 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastinpaint.checkpoint.files import PathLike, load_safetensors, require_file
+from fastinpaint.checkpoint.weights import load_safetensors
+from fastinpaint.files import PathLike, require_file
 from fastinpaint.models.pretrained import load_exactly
 
 

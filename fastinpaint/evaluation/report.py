@@ -14,11 +14,11 @@ import numpy as np
 import torch
 
 import fastinpaint
-from fastinpaint.checkpoint.files import atomic_write, write_json
 from fastinpaint.evaluation.cases import Case
 from fastinpaint.evaluation.evaluate import Evaluation, Row, table_of
 from fastinpaint.evaluation.metrics import HIGHER_IS_BETTER, Definition
 from fastinpaint.evaluation.summary import Line, differences, summarize
+from fastinpaint.files import atomic_write, write_json
 from fastinpaint.visualize.sheets import Cell, draw_sheet
 
 CASES, SUMMARY, TABLE, SHEET = "cases.csv", "summary.json", "report.md", "contact_sheet.png"

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fastinpaint.checkpoint.files import atomic_write
 from fastinpaint.export.graphs import NetworkGraph, PictureGraph
+from fastinpaint.files import atomic_write
 from fastinpaint.models.generator import DIVISOR, INPUT_CHANNELS, InpaintGenerator
 from fastinpaint.ops._backend import use_backend
 

@@ -10,8 +10,8 @@ import numpy as np
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from fastinpaint.checkpoint.files import atomic_write
 from fastinpaint.data.images import find_images
+from fastinpaint.files import atomic_write
 from fastinpaint.inference.inpainter import Inpainter
 
 _JPEG = {"quality": 95, "subsampling": 0}

@@ -12,9 +12,10 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from fastinpaint.inference.prepare import blind_input, mirror_pad, shrink
+from fastinpaint.inference.prepare import mirror_pad, shrink
 from fastinpaint.inference.regions import SIZE, Hole, fill_region, plan_regions
 from fastinpaint.models.generator import InpaintGenerator
+from fastinpaint.models.inputs import assemble_known_input
 
 Picture = TypeVar("Picture", Image.Image, npt.NDArray[np.uint8], Tensor)
 Mask = Image.Image | npt.NDArray[Any] | Tensor
@@ -187,7 +188,7 @@ class Inpainter:
     def _predict(self, image: Tensor, hole: Tensor) -> Tensor:
         """(B, 3, H, W) in [-1, 1], (B, 1, H, W) bool -> (B, 3, H, W) in [-1, 1], right in the hole."""
         height, width = image.shape[-2:]
-        inputs = blind_input(mirror_pad(image), mirror_pad(hole.to(image.dtype)))
+        inputs = assemble_known_input(mirror_pad(image), mirror_pad(hole.to(image.dtype)))
         return self.generator(inputs).images[0][..., :height, :width].clamp(-1, 1)
 
     def _predict_small(self, image: Tensor, hole: Tensor) -> Tensor:

@@ -1,40 +1,10 @@
-"""Network inputs that say nothing about what lies in the hole, for any height and width."""
+"""Bring pictures of any height and width to sizes that the generator takes."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastinpaint.models.inputs import assemble_input
-from fastinpaint.ops.canny import canny
-
 MULTIPLE = 16  # pixels; the generator halves twice and its attention twice more
-
-
-def blind_input(image: Tensor, mask: Tensor) -> Tensor:
-    """Assemble the generator's input from the known pixels alone.
-
-    The original system takes edges and gradients of the whole picture and then masks them; along the hole they still
-    tell what is in it: one pixel wide for gradients, a Gaussian's radius for edges, further by hysteresis. Here Canny
-    is given the known region, and hole pixels beside a known one take the mean of their known neighbours.
-
-    Args:
-        image: (B, 3, H, W) in [-1, 1]; any value, even NaN, in the hole.
-        mask: (B, 1, H, W) or (1, 1, H, W), 1 = hole.
-
-    Returns:
-        (B, 11, H, W), equal for any two images that differ in the hole only.
-    """
-    known = (mask < 0.5).expand(image.shape[0], -1, -1, -1)  # (B, 1, H, W)
-    visible = torch.where(known, image, 0.0)
-    edges = canny((visible + 1) / 2, mask=known)
-    return assemble_input(_continue_into_hole(visible, known), mask, edges)
-
-
-def _continue_into_hole(visible: Tensor, known: Tensor) -> Tensor:
-    """Set hole pixels to the mean of the known ones among their 8 neighbours, 0 where there is none."""
-    weight = F.avg_pool2d(known.to(visible.dtype), 3, stride=1, padding=1)  # (B, 1, H, W)
-    mean = F.avg_pool2d(visible, 3, stride=1, padding=1) / weight.clamp_min(1e-6)
-    return torch.where(known, visible, mean)
 
 
 def mirror_pad(x: Tensor, multiple: int = MULTIPLE) -> Tensor:

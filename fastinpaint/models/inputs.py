@@ -1,6 +1,7 @@
-"""What the generator sees of a picture with a hole."""
+"""Both ways of assembling the generator's input: from the whole picture, as the original does, or from known pixels."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fastinpaint.ops.canny import canny
@@ -41,6 +42,33 @@ def assemble_input(image: Tensor, mask: Tensor, edges: Tensor | None = None) -> 
     known = 1 - mask
     shown_edges = (1 - edges.to(image.dtype)) * known + mask
     return torch.cat([image * known, shown_edges, mask, sobel_edges(image) * known], 1)
+
+
+def assemble_known_input(image: Tensor, mask: Tensor) -> Tensor:
+    """Assemble the generator's input from the known pixels alone.
+
+    The original system takes edges and gradients of the whole picture and then masks them; along the hole they still
+    tell what is in it: one pixel wide for gradients, a Gaussian's radius for edges, further by hysteresis. Here Canny
+    is given the known region, and hole pixels beside a known one take the mean of their known neighbours.
+
+    Args:
+        image: (B, 3, H, W) in [-1, 1]; any value, even NaN, in the hole.
+        mask: (B, 1, H, W) or (1, 1, H, W), 1 = hole.
+
+    Returns:
+        (B, 11, H, W), equal for any two images that differ in the hole only.
+    """
+    known = (mask < 0.5).expand(image.shape[0], -1, -1, -1)  # (B, 1, H, W)
+    visible = torch.where(known, image, 0.0)
+    edges = canny((visible + 1) / 2, sigma=CANNY_SIGMA, mask=known)
+    return assemble_input(_continue_into_hole(visible, known), mask, edges)
+
+
+def _continue_into_hole(visible: Tensor, known: Tensor) -> Tensor:
+    """Set hole pixels to the mean of the known ones among their 8 neighbours, 0 where there is none."""
+    weight = F.avg_pool2d(known.to(visible.dtype), 3, stride=1, padding=1)  # (B, 1, H, W)
+    mean = F.avg_pool2d(visible, 3, stride=1, padding=1) / weight.clamp_min(1e-6)
+    return torch.where(known, visible, mean)
 
 
 def _check(image: Tensor, plane: Tensor, name: str) -> None:

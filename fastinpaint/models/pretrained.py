@@ -9,7 +9,8 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import nn
 
-from fastinpaint.checkpoint.files import PathLike, load_safetensors, read_json, save_safetensors, write_json
+from fastinpaint.checkpoint.weights import load_safetensors, save_safetensors
+from fastinpaint.files import PathLike, read_json, write_json
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fastinpaint.checkpoint.files import PathLike, load_safetensors, require_file
+from fastinpaint.checkpoint.weights import load_safetensors
+from fastinpaint.files import PathLike, require_file
 from fastinpaint.models.conv_relu import conv_relu
 from fastinpaint.models.pretrained import load_exactly
 

@@ -87,7 +87,7 @@ def _triton_forward(
 def _triton_backward(
     grad_output: Tensor,
     features: Tensor,
-    log_sum: Tensor,
+    lse: Tensor,
     kernel_size: int,
     stride: int,
     softmax_scale: float,
@@ -97,7 +97,7 @@ def _triton_backward(
 
     options = (kernel_size, stride, softmax_scale, overlap_add)
     with torch.autocast(features.device.type, enabled=False):
-        return kernels.patch_attention_backward(grad_output, features, log_sum, *options)
+        return kernels.patch_attention_backward(grad_output, features, lse, *options)
 
 
 def _triton_fake(
@@ -107,7 +107,7 @@ def _triton_fake(
     return torch.empty_like(features), features.new_empty((batch, height * width), dtype=torch.float32)
 
 
-def _triton_fake_backward(grad_output: Tensor, features: Tensor, log_sum: Tensor, *options: float) -> Tensor:
+def _triton_fake_backward(grad_output: Tensor, features: Tensor, lse: Tensor, *options: float) -> Tensor:
     return torch.empty_like(features)
 
 

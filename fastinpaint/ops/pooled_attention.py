@@ -83,11 +83,11 @@ def _triton_forward(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, 
 
 @torch.library.custom_op("fastinpaint_triton::pooled_attention_backward", mutates_args=())
 def _triton_backward(
-    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, output: Tensor, log_sum: Tensor
+    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, output: Tensor, lse: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     from fastinpaint_kernels import pooled_attention as kernels
 
-    return kernels.pooled_attention_backward(grad, query, key, value, output, log_sum)
+    return kernels.pooled_attention_backward(grad, query, key, value, output, lse)
 
 
 def _fake(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
@@ -97,7 +97,7 @@ def _fake(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _backward_fake(
-    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, output: Tensor, log_sum: Tensor
+    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, output: Tensor, lse: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     return query.new_empty(query.shape), key.new_empty(key.shape), value.new_empty(value.shape)
 

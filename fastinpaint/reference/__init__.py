@@ -1,1 +1,1 @@
-"""Plain PyTorch truth for each operator; imports nothing but torch and its siblings."""
+"""Plain PyTorch reference of each operator; imports nothing but torch and its siblings."""

@@ -1,4 +1,4 @@
-"""Canny edges, bit for bit those of scikit-image 0.26: the truth for ``ops/canny.py``.
+"""Canny edges, bit for bit those of scikit-image 0.26: the reference for ``ops/canny.py``.
 
 Every intermediate is rounded to the image's type, float32 or float64, where scikit-image and SciPy round it, and
 computed in the order in which they compute it; a sum in double, rounded afterwards, is theirs too.

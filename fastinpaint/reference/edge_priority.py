@@ -1,4 +1,4 @@
-"""Priority mask: the truth for ``ops/edge_priority.py``.
+"""Priority mask: the reference for ``ops/edge_priority.py``.
 
 Sums of shifted views, not a convolution: weights made on the host would be a copy that waits for a GPU, and a GPU may
 round the operands of a convolution to TensorFloat-32.

@@ -1,4 +1,4 @@
-"""Instance norm with residual, ReLU and reflect padding: the truth for ``ops/instance_norm.py``."""
+"""Instance norm with residual, ReLU and reflect padding: the reference for ``ops/instance_norm.py``."""
 
 import torch
 import torch.nn.functional as F

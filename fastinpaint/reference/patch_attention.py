@@ -1,4 +1,4 @@
-"""Attention over k x k patches: the truth for ``ops/patch_attention.py``."""
+"""Attention over k x k patches: the reference for ``ops/patch_attention.py``."""
 
 import torch
 import torch.nn.functional as F

@@ -1,4 +1,4 @@
-"""Pooled attention: the truth for ``ops/pooled_attention.py``."""
+"""Pooled attention: the reference for ``ops/pooled_attention.py``."""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""Sobel gradients: the truth for ``ops/sobel_edges.py``.
+"""Sobel gradients: the reference for ``ops/sobel_edges.py``.
 
 Sums of shifted views, not a convolution: weights made on the host would be a copy that waits for a GPU, and a GPU may
 round the operands of a convolution to TensorFloat-32.

@@ -1,4 +1,4 @@
-"""Pyramid structure loss: the truth for ``ops/structure_loss.py``."""
+"""Pyramid structure loss: the reference for ``ops/structure_loss.py``."""
 
 from collections.abc import Sequence
 

@@ -38,7 +38,9 @@ class TrainConfig:
     flip: bool = option(False, "mirror every second image, at random")
     cache: bool = option(False, "decode all images once, into one file that the workers share, for sets of a few GB")
     masks: MaskConfig = field(default_factory=MaskConfig, metadata={"help": "training holes"})
-    hide_holes: bool = option(True, "compute input edges and gradients without the hole's content, as filling does")
+    known_pixels_only: bool = option(
+        True, "compute input edges and gradients without the hole's content, as filling does"
+    )
 
     base_channels: int = option(64, "width of the generator's first stage")
     attention: Literal["pooled", "patch"] = option("pooled", "attention of the generator")
@@ -62,7 +64,7 @@ class TrainConfig:
     discriminator_rate: float = option(0.0, "Adam's step size for the discriminator; 0: learning_rate")
     beta1: float = option(0.0, "Adam's decay of the mean gradient")
     beta2: float = option(0.9, "Adam's decay of the squared gradient")
-    kernel_rate: float = option(0.0, "relative step of Muon on the generator's kernels; 0: Adam trains everything")
+    muon_lr: float = option(0.0, "relative step of Muon on the generator's kernels; 0: Adam trains everything")
     schedule: Literal["constant", "cosine"] = option("constant", "pace of both rates over the run; cosine falls to 0")
     warmup_steps: int = option(0, "updates over which both rates rise from 0")
     clip: float = option(0.0, "largest norm of a network's gradient; 0: any")
@@ -112,7 +114,7 @@ class TrainConfig:
             if not low <= getattr(self, name) <= high:
                 most = f" and at most {high}" if high < _LARGEST else ""
                 raise ValueError(f"option {name} must be at least {low}{most}, got {getattr(self, name)}")
-        for name in ("kernel_rate", "beta1", "beta2", "ema"):
+        for name in ("muon_lr", "beta1", "beta2", "ema"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"option {name} must be in [0, 1), got {getattr(self, name)}")
         if not self.learning_rate > 0 or math.isinf(self.learning_rate):
@@ -126,7 +128,7 @@ class TrainConfig:
         """Return the side of the crops, pixels, when ``part`` of the run is over."""
         return self.first_size if self.first_size and part < self.first_part else self.image_size
 
-    def pace_at(self, step: int, seconds: float = 0.0) -> float:
+    def lr_factor(self, step: int, seconds: float = 0.0) -> float:
         """Return the factor on both rates at update ``step``, counted from 0, that begins after ``seconds``."""
         if step < self.warmup_steps:
             return (step + 1) / self.warmup_steps

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from fastinpaint.checkpoint.files import save_safetensors
 from fastinpaint.checkpoint.training_state import load_training_state, training_states
+from fastinpaint.checkpoint.weights import save_safetensors
 from fastinpaint.models.generator import InpaintGenerator
 from fastinpaint.training.initial import COMPACT, NETWORKS
 

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from fastinpaint.checkpoint.files import PathLike, load_safetensors
 from fastinpaint.checkpoint.training_state import load_training_state, training_states
+from fastinpaint.checkpoint.weights import load_safetensors
+from fastinpaint.files import PathLike
 from fastinpaint.models.pretrained import WEIGHTS
 
 NETWORKS = ("generator", "discriminator", "average")

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fastinpaint.checkpoint.files import atomic_write
+from fastinpaint.files import atomic_write
 
 _NOT_LOSSES = ("step", "seconds", "images_per_second", "learning_rate", "data_wait", "skipped")
 

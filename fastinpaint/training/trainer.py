@@ -16,7 +16,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from fastinpaint.checkpoint.files import atomic_write
 from fastinpaint.checkpoint.training_state import (
     load_training_state,
     prune_training_states,
@@ -26,6 +25,7 @@ from fastinpaint.checkpoint.training_state import (
 )
 from fastinpaint.data.dataset import InpaintDataset
 from fastinpaint.data.masks import MaskSampler
+from fastinpaint.files import atomic_write
 from fastinpaint.losses.objective import InpaintObjective, LossWeights
 from fastinpaint.models.discriminator import PatchDiscriminator
 from fastinpaint.models.generator import InpaintGenerator
@@ -33,9 +33,9 @@ from fastinpaint.models.vgg import VGG19Features
 from fastinpaint.training.config import TrainConfig
 from fastinpaint.training.initial import initial_weights
 from fastinpaint.training.interrupts import StopRequest, prepare_worker, worker_context
-from fastinpaint.training.learner import Learner
 from fastinpaint.training.metrics import MetricsLog, draw_curves, read_metrics
-from fastinpaint.training.samples import SampleBatches, SampleStream
+from fastinpaint.training.sampler import SampleBatches, SampleStream
+from fastinpaint.training.train_step import TrainStep
 from fastinpaint.visualize.sheets import draw_sheet, edge_cell, gradient_cell, hole_cell, picture_cell
 
 _SAMPLE_MASKS = 2**40  # mask steps that no run reaches, for the sample pictures
@@ -75,7 +75,7 @@ class Trainer:
             raise FileNotFoundError(f"nothing to resume: no checkpoint in {self.checkpoints}")
         self.images = InpaintDataset(config.data, config.image_size, config.crop, config.seed, flip=config.flip)
         self.masks = self._mask_sampler(config.image_size)
-        self.learner = build_learner(config, say)
+        self.train_step = build_train_step(config, say)
         self.step = 0
         self.seconds = 0.0  # of training, those before a resume included
         self._saved = time.perf_counter()  # when a checkpoint was written, or the run began
@@ -103,7 +103,7 @@ class Trainer:
             try:
                 self._loop(log, request)
             except FloatingPointError:
-                if self.learner.finite():
+                if self.train_step.finite():
                     self._finish(log)
                 raise
             else:
@@ -126,11 +126,11 @@ class Trainer:
         return self._part >= 1
 
     def _loop(self, log: MetricsLog, request: StopRequest) -> None:
-        config, learner = self.config, self.learner
+        config, train_step = self.config, self.train_step
         window, pace = _Window(config.batch_size), 1.0
         before, start = self.seconds, time.perf_counter()
         batches = self._batches()
-        queue = _Queue(learner.device)
+        queue = _Queue(train_step.device)
         quiet = 0.1 if sys.stderr.isatty() else 10.0  # seconds between two states of the bar
         total = None if config.max_seconds else config.steps
         with tqdm(total=total, initial=self.step, unit="step", dynamic_ncols=True, mininterval=quiet) as bar:
@@ -140,10 +140,10 @@ class Trainer:
                     return
                 image, mask = window.time(batches)
                 torch.manual_seed(config.seed + self.step)  # some terms draw: a resumed run must draw the same
-                pace = config.pace_at(self.step, self.seconds)
-                learner.set_pace(pace)
-                learner.set_adversary(self._part >= config.adversarial_start)
-                window.add(learner.update(image, mask))
+                pace = config.lr_factor(self.step, self.seconds)
+                train_step.scale_learning_rates(pace)
+                train_step.set_adversary(self._part >= config.adversarial_start)
+                window.add(train_step.update(image, mask))
                 queue.add()
                 self.step += 1
                 self.seconds = before + time.perf_counter() - start
@@ -173,11 +173,11 @@ class Trainer:
                 yield (batch[0], masks.sample(self.step)) if self.config.masks.shared else (batch[0], batch[1])
                 if self.config.size_at(self._part) != size:
                     self.say(f"crops of {self.config.size_at(self._part)} pixels from update {self.step} on")
-                    self.learner.forget_graph()
+                    self.train_step.forget_graph()
                     break
 
     def _loader(self, size: int, masks: MaskSampler) -> DataLoader[tuple[Tensor, ...]]:
-        config, cuda = self.config, self.learner.device.type == "cuda"
+        config, cuda = self.config, self.train_step.device.type == "cuda"
         images = self.images if size == self.images.image_size else self.images.of_size(size)
         workers = _spare_cores() if config.workers < 0 else config.workers
         return DataLoader(
@@ -196,10 +196,10 @@ class Trainer:
     def _draw_samples(self) -> None:
         rows = []
         for index in range(min(self.config.sample_count, len(self.images))):
-            image = self.images[index].to(self.learner.device)
-            mask = self.masks.sample(_SAMPLE_MASKS + index).to(self.learner.device)
+            image = self.images[index].to(self.train_step.device)
+            mask = self.masks.sample(_SAMPLE_MASKS + index).to(self.train_step.device)
             with torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, benchmark=False):
-                output = self.learner.show(image[None], mask)
+                output = self.train_step.show(image[None], mask)
             result = torch.where(mask[0] > 0.5, output.images[0][0].float(), image)
             gradients = output.gradients[0][0]
             rows.append(
@@ -223,32 +223,32 @@ class Trainer:
     def _finish(self, log: MetricsLog) -> None:
         """Leave everything behind that a run leaves, finished or not; the weights first."""
         self._save()
-        self.learner.result.save_pretrained(self.output / "model")
-        if self.learner.discriminator is not None:
-            self.learner.discriminator.save_pretrained(self.output / "discriminator")
+        self.train_step.result.save_pretrained(self.output / "model")
+        if self.train_step.discriminator is not None:
+            self.train_step.discriminator.save_pretrained(self.output / "discriminator")
         self._draw_curves(log)
         if self.config.sample_every:
             self._draw_samples()
 
     def _save(self) -> None:
-        if not self.learner.finite():
+        if not self.train_step.finite():
             raise FloatingPointError(f"a weight is not finite after update {self.step}; {self._kept()}")
-        state = {"step": self.step, "seconds": self.seconds, **self.learner.state_dict()}
+        state = {"step": self.step, "seconds": self.seconds, **self.train_step.state_dict()}
         save_training_state(training_state_path(self.checkpoints, self.step), state)
         prune_training_states(self.checkpoints, self.config.keep_checkpoints)
         self._saved = time.perf_counter()
 
     def _load(self, path: Path) -> None:
-        state = load_training_state(path, map_location=self.learner.device)
+        state = load_training_state(path, map_location=self.train_step.device)
         self.step, self.seconds = state.pop("step"), state.pop("seconds", 0.0)
         try:
-            self.learner.load_state_dict(state)
+            self.train_step.load_state_dict(state)
         except (RuntimeError, ValueError) as error:
             raise ValueError(f"{path} does not fit these options: {error}") from error
 
     def _take_weights(self, source: str) -> None:
         try:
-            self.learner.load_weights(initial_weights(source))
+            self.train_step.load_weights(initial_weights(source))
         except RuntimeError as error:
             raise ValueError(f"{source} does not fit these options: {error}") from error
 
@@ -316,7 +316,7 @@ class _Queue:
             self.events.popleft().synchronize()
 
 
-def build_learner(config: TrainConfig, say: Callable[[str], None]) -> Learner:
+def build_train_step(config: TrainConfig, say: Callable[[str], None]) -> TrainStep:
     """Build what the options ask for, with weights drawn from ``config.seed``."""
     device = torch.device(
         ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
@@ -333,20 +333,20 @@ def build_learner(config: TrainConfig, say: Callable[[str], None]) -> Learner:
     discriminator = PatchDiscriminator(config.discriminator_channels) if config.losses.adversarial else None
     half = config.precision == "auto"
     draws = config.losses.matching_image or config.losses.matching_gradient  # torch.randperm cannot be in a graph
-    return Learner(
+    return TrainStep(
         generator.to(device),
         objective.to(device),
         discriminator and discriminator.to(device),
         learning_rate=config.learning_rate,
         discriminator_rate=config.discriminator_rate,
         betas=(config.beta1, config.beta2),
-        kernel_rate=config.kernel_rate,
+        muon_lr=config.muon_lr,
         clip=config.clip,
         ema=config.ema,
         precision=torch.bfloat16 if config.precision == "bfloat16" or (half and cuda) else torch.float32,
         channels_last=cuda if config.channels_last is None else config.channels_last,
         compile=config.compile,
-        hide_holes=config.hide_holes,
+        known_pixels_only=config.known_pixels_only,
         cuda_graph=cuda and (config.cuda_graph == "on" or (config.cuda_graph == "auto" and not draws)),
     )
 

@@ -11,8 +11,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from fastinpaint.checkpoint.files import atomic_write
 from fastinpaint.data.images import to_uint8_image
+from fastinpaint.files import atomic_write
 
 Cell = npt.NDArray[np.uint8]
 

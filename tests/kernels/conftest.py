@@ -12,7 +12,7 @@ import pytest
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
 INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
-COMPILED = {"test_compile_ahead.py", "test_gpu.py"}
+COMPILED = {"test_aot.py", "test_gpu.py"}
 
 
 class InterpretedModule(pytest.File):

@@ -3,12 +3,13 @@
 #include <cstring>
 #include <vector>
 
-#include "../../csrc/common.h"
-#include "../../csrc/kept_memory.h"
+#include "checks.h"
+#include "cpu/scratch.h"
 
 #define PLANTED extern "C" __attribute__((visibility("default")))
 
-using fastinpaint::kept_memory;
+using fastinpaint::RowMemory;
+using fastinpaint::scratch;
 typedef float Eight __attribute__((vector_size(32)));
 
 // `values` is the memory of a torch tensor of `count` elements.
@@ -32,14 +33,14 @@ PLANTED float write_past(float* values, int64_t count) {
   return 0;
 }
 
-PLANTED float read_past_kept_memory(const float*, int64_t count) {
-  kept_memory<float>(2 * count);
-  return kept_memory<float>(count)[count];
+PLANTED float read_past_scratch(const float*, int64_t count) {
+  scratch<RowMemory, float>(2 * count);
+  return scratch<RowMemory, float>(count)[count];
 }
 
-PLANTED float read_stale_kept_memory(const float*, int64_t count) {
-  const float* stale = kept_memory<float>(count);
-  kept_memory<float>(count);
+PLANTED float read_stale_scratch(const float*, int64_t count) {
+  const float* stale = scratch<RowMemory, float>(count);
+  scratch<RowMemory, float>(count);
   return stale[0];
 }
 

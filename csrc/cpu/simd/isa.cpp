@@ -1,4 +1,4 @@
-#include "isa.h"
+#include "cpu/simd/isa.h"
 
 #include <algorithm>
 #include <cstdlib>

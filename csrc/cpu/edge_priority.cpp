@@ -1,10 +1,11 @@
-#include "blur_taps.h"
-#include "common.h"
-#include "feature_map.h"
-#include "isa.h"
+#include "checks.h"
+#include "cpu/blur_taps.h"
+#include "cpu/parallel.h"
+#include "cpu/simd/isa.h"
+#include "cpu/tensor_view.h"
 
-#define FASTINPAINT_KERNEL "edge_priority.inc"
-#include "for_each_isa.inc"
+#define FASTINPAINT_KERNEL "cpu/edge_priority.inc"
+#include "cpu/simd/foreach_isa.inc"
 
 namespace fastinpaint {
 namespace {
@@ -23,7 +24,7 @@ Tensor edge_priority(const Tensor& edges, int64_t kernel_size, double sigma, int
   const int64_t batch = edges.size(0), height = edges.size(2), width = edges.size(3);
   Tensor priority = torch::stable::new_empty(edges, {batch, 1, height, width});
   if (edges.numel() == 0) return priority;
-  const FeatureMap from(edges), to(priority);
+  const TensorView from(edges), to(priority);
   const BlurTaps vertical(kernel_size, sigma, iterations, height),
       horizontal(kernel_size, sigma, iterations, width);
   const int64_t rows = strip_rows(width, 16 + 2 * vertical.radius()), strips = strip_count(height, rows);

@@ -1,9 +1,10 @@
 #include <vector>
 
-#include "blur_taps.h"
-#include "common.h"
-#include "feature_map.h"
-#include "isa.h"
+#include "checks.h"
+#include "cpu/blur_taps.h"
+#include "cpu/parallel.h"
+#include "cpu/simd/isa.h"
+#include "cpu/tensor_view.h"
 
 namespace fastinpaint {
 
@@ -14,7 +15,7 @@ inline int64_t loss_pitch(int64_t width) {
 
 // One level of the pyramid.
 struct LossScale {
-  FeatureMap prediction, edges;  // (B, 6, h, w), (B, 1, h, w)
+  TensorView prediction, edges;  // (B, 6, h, w), (B, 1, h, w)
   int64_t height, width;
   float* priority;  // (B, h, loss_pitch(w))
   int16_t* signs;   // (B, h, loss_pitch(w)); see add_errors
@@ -28,8 +29,8 @@ struct LossSums {
 
 }  // namespace fastinpaint
 
-#define FASTINPAINT_KERNEL "structure_loss.inc"
-#include "for_each_isa.inc"
+#define FASTINPAINT_KERNEL "cpu/structure_loss.inc"
+#include "cpu/simd/foreach_isa.inc"
 
 namespace fastinpaint {
 namespace {
@@ -94,7 +95,7 @@ std::vector<LossScale> loss_scales(const Tensor& image, const std::vector<Tensor
     const int64_t height = predictions[i].size(2), width = predictions[i].size(3);
     std::vector<int32_t> columns(width);
     for (int64_t x = 0; x < width; ++x) columns[x] = static_cast<int32_t>(x * image.size(3) / width);
-    scales.push_back({FeatureMap(predictions[i]), FeatureMap(edges[i]), height, width, priority, signs,
+    scales.push_back({TensorView(predictions[i]), TensorView(edges[i]), height, width, priority, signs,
                       BlurTaps(5, 1.0, 2, height), BlurTaps(5, 1.0, 2, width), std::move(columns)});
     priority += saved_size(predictions[i]);
     signs += saved_size(predictions[i]);
@@ -118,7 +119,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> structure_loss(const Tensor& image,
                                   static_cast<int16_t*>(signs.data_ptr()));
   const std::vector<LossTask> tasks = loss_tasks(predictions);
   std::vector<LossSums> partial(tasks.size());
-  const FeatureMap source(image);
+  const TensorView source(image);
   for_each_task(static_cast<int64_t>(tasks.size()), [&](int64_t i) {
     const LossTask& task = tasks[i];
     const LossSums result =
@@ -155,7 +156,7 @@ std::vector<Tensor> structure_loss_backward(const Tensor& grad_terms, const Tens
                   shape_of(incoming));
   STD_TORCH_CHECK(priority.numel() == saved_size(predictions), "priority is not of these predictions");
   std::vector<Tensor> results;
-  std::vector<FeatureMap> gradients;
+  std::vector<TensorView> gradients;
   std::vector<int64_t> offsets = {0};
   for (const Tensor& prediction : predictions) {
     results.push_back(torch::stable::empty_like(prediction));

@@ -2,12 +2,13 @@
 #include <numeric>
 #include <vector>
 
-#include "common.h"
-#include "isa.h"
-#include "patch_attention.h"
+#include "checks.h"
+#include "cpu/parallel.h"
+#include "cpu/patch_attention.h"
+#include "cpu/simd/isa.h"
 
-#define FASTINPAINT_KERNEL "patch_attention.inc"
-#include "for_each_isa.inc"
+#define FASTINPAINT_KERNEL "cpu/patch_attention.inc"
+#include "cpu/simd/foreach_isa.inc"
 
 namespace fastinpaint {
 namespace {
@@ -37,9 +38,7 @@ struct Keys {
   KeyView view() const { return {panels.data(), pixels.data(), scale.data(), bias.data()}; }
 
   void pack(const ImageView& image) {
-    torch::stable::parallel_for(0, s.height, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t row = begin; row < end; ++row) pack_row(image, row);
-    });
+    for_each_task(s.height, [&](int64_t row) { pack_row(image, row); });
     std::fill(norm.begin(), norm.end(), 0.0f);
     for (int64_t row = 0; row < s.height; ++row) add_norms(row);
     for (int64_t ky = 0; ky < s.rows.count; ++ky)
@@ -99,9 +98,8 @@ struct Call {
   // alone.
   template <class Body>
   void run(const Body& body) const {
-    torch::stable::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t task = begin; task < end; ++task)
-        for (size_t i = task; i < strips.size(); i += tasks) body(task, strips[i]);
+    for_each_task(tasks, [&](int64_t task) {
+      for (size_t i = task; i < strips.size(); i += tasks) body(task, strips[i]);
     });
   }
 };
@@ -162,10 +160,9 @@ struct KeyGradients {
 
   // grad_features: (C, H, W)
   void add_to(const Keys& keys, float* grad_features) const {
-    torch::stable::parallel_for(0, s.height, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t row = begin; row < end; ++row)
-        for (const Phase& phase : s.phases)
-          for (int64_t i = 0; i < phase.count; ++i) add_pixel(keys, row, phase, i, grad_features);
+    for_each_task(s.height, [&](int64_t row) {
+      for (const Phase& phase : s.phases)
+        for (int64_t i = 0; i < phase.count; ++i) add_pixel(keys, row, phase, i, grad_features);
     });
   }
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from fastinpaint.reference.canny import gaussian_weights
 
 HERE = Path(__file__).parent
-ROOT = HERE.parent.parent
+ROOT = HERE.parents[2]
 SOURCES = ("cuda_on_cpu.cpp", "canny_on_cpu.cpp")
 FLAGS = ("-std=c++17", "-O2", "-g", "-ffp-contract=off", "-Wall", "-Wextra", "-Wno-psabi")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -50,7 +50,7 @@ def compiler() -> str | None:
 
 def build(out: Path, *flags: str, kernels: Path = ROOT / "csrc" / "cuda") -> subprocess.CompletedProcess[str]:
     """Compile the kernels of the folder ``kernels`` with what stands in for CUDA to ``out``."""
-    includes = [kernels, HERE, Path(torch.__file__).parent / "include"]
+    includes = [kernels, ROOT / "csrc", HERE, Path(torch.__file__).parent / "include"]
     command = [compiler(), *FLAGS, *flags, *(f"-I{folder}" for folder in includes)]
     command += [*(str(HERE / source) for source in SOURCES), "-o", str(out)]
     return subprocess.run(command, capture_output=True, text=True, check=False)

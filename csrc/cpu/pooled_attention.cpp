@@ -1,5 +1,5 @@
 // softmax(query key^T) value on the CPU, without the matrix of scores.
-#include "pooled_attention.h"
+#include "cpu/pooled_attention.h"
 
 #include <cmath>
 #include <limits>
@@ -7,12 +7,13 @@
 #include <type_traits>
 #include <vector>
 
-#include "common.h"
-#include "isa.h"
-#include "kept_memory.h"
+#include "checks.h"
+#include "cpu/parallel.h"
+#include "cpu/scratch.h"
+#include "cpu/simd/isa.h"
 
-#define FASTINPAINT_KERNEL "pooled_attention.inc"
-#include "for_each_isa.inc"
+#define FASTINPAINT_KERNEL "cpu/pooled_attention.inc"
+#include "cpu/simd/foreach_isa.inc"
 
 namespace fastinpaint {
 namespace {
@@ -25,12 +26,9 @@ int64_t ceil_div(int64_t a, int64_t b) {
   return (a + b - 1) / b;
 }
 
-template <class Function>
-void for_each(int64_t count, const Function& function) {
-  torch::stable::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) function(i);
-  });
-}
+struct KeyMemory;     // the keys of a batch, scaled
+struct TileMemory;    // what one task works on
+struct KeySumMemory;  // sums over the keys, of each chunk of queries
 
 // A batch with its keys as the kernel wants them. The mean key serves to bound scores tightly, and is not
 // subtracted: one key far away would move it, and the others would lose their digits.
@@ -44,12 +42,12 @@ class Batch {
         value_width_(value.size(2)),
         query_(query.const_data_ptr<float>()),
         value_(value.const_data_ptr<float>()),
-        key_(kept_memory<float, 0>(entries_ * keys_ * width_)),
+        key_(scratch<KeyMemory, float>(entries_ * keys_ * width_)),
         centres_(entries_ * width_),
         radii_(entries_),
         value_sums_(entries_) {
     const float* from = key.const_data_ptr<float>();
-    for_each(entries_, [&](int64_t entry) {
+    for_each_task(entries_, [&](int64_t entry) {
       scale_keys(from + entry * keys_ * width_, entry);
       bound_values(entry);
     });
@@ -135,22 +133,22 @@ void check_rows(const Tensor& tensor, const char* name, const Tensor& query, int
 
 // The backward of a batch. Chunks of queries have sums over the keys of their own, which are added in the
 // order of the chunks: the same bits for any number of threads.
-class Differentiation {
+class Backward {
  public:
-  Differentiation(const Tensor& query, const Tensor& key, const Tensor& value, const AttentionGradients& all)
+  Backward(const Tensor& query, const Tensor& key, const Tensor& value, const AttentionGradients& all)
       : inputs_(query, key, value), all_(all), batch_(query.size(0)), queries_(query.size(1)) {
     const AttentionInputs in = inputs_[0];
     key_count_ = in.keys * in.width;
     value_count_ = in.keys * in.value_width;
     rows_ = std::max(kBackwardRows, ceil_div(queries_, ceil_div(kBackwardTasks, batch_)));
     chunks_ = ceil_div(queries_, rows_);
-    key_sums_ = kept_memory<float, 2>(batch_ * chunks_ * (key_count_ + value_count_));
+    key_sums_ = scratch<KeySumMemory, float>(batch_ * chunks_ * (key_count_ + value_count_));
     value_sums_ = key_sums_ + batch_ * chunks_ * key_count_;
   }
 
   void run() const {
-    for_each(batch_ * chunks_, [&](int64_t task) { differentiate(task); });
-    for_each(batch_ * kParts, [&](int64_t task) {
+    for_each_task(batch_ * chunks_, [&](int64_t task) { differentiate(task); });
+    for_each_task(batch_ * kParts, [&](int64_t task) {
       const int64_t entry = task / kParts, part = task % kParts;
       combine(key_sums_, key_count_, entry, part, all_.key);
       combine(value_sums_, value_count_, entry, part, all_.value);
@@ -165,14 +163,14 @@ class Differentiation {
     const AttentionInputs in = inputs_[entry];
     const AttentionGradients out{all_.grad + row * in.value_width,
                                  all_.output + row * in.value_width,
-                                 all_.log_sum + row,
+                                 all_.lse + row,
                                  all_.query + row * in.width,
                                  key_sums_ + task * key_count_,
                                  value_sums_ + task * value_count_};
     std::fill_n(out.key, key_count_, 0.0f);
     std::fill_n(out.value, value_count_, 0.0f);
     FASTINPAINT_DISPATCH(differentiate_rows, in, out, first, std::min(first + rows_, queries_),
-                         kept_memory<float, 1>(out.scratch(in)));
+                         scratch<TileMemory, float>(out.scratch_size(in)));
   }
 
   // Adds part of the sums of an entry's chunks, each of `count` floats.
@@ -199,37 +197,37 @@ std::tuple<Tensor, Tensor> pooled_attention(const Tensor& query, const Tensor& k
                v = torch::stable::contiguous(value);
   const int64_t batch = q.size(0), queries = q.size(1), value_width = v.size(2);
   Tensor output = torch::stable::new_empty(q, {batch, queries, value_width});
-  Tensor log_sum = torch::stable::new_empty(q, {batch, queries});
+  Tensor lse = torch::stable::new_empty(q, {batch, queries});
   const Batch inputs(q, k, v);
-  float *outputs = output.mutable_data_ptr<float>(), *log_sums = log_sum.mutable_data_ptr<float>();
+  float *outputs = output.mutable_data_ptr<float>(), *lses = lse.mutable_data_ptr<float>();
   const int64_t chunks = ceil_div(queries, kForwardRows);
-  for_each(batch * chunks, [&](int64_t task) {
+  for_each_task(batch * chunks, [&](int64_t task) {
     const int64_t entry = task / chunks, first = task % chunks * kForwardRows;
     const AttentionInputs in = inputs[entry];
-    const AttentionOutputs out{outputs + entry * queries * value_width, log_sums + entry * queries};
+    const AttentionOutputs out{outputs + entry * queries * value_width, lses + entry * queries};
     FASTINPAINT_DISPATCH(attend_rows, in, out, first, std::min(first + kForwardRows, queries),
-                         kept_memory<float, 1>(in.forward_scratch()));
+                         scratch<TileMemory, float>(in.forward_scratch()));
   });
-  return {output, log_sum};
+  return {output, lse};
 }
 
 std::tuple<Tensor, Tensor, Tensor> pooled_attention_backward(const Tensor& grad, const Tensor& query,
                                                              const Tensor& key, const Tensor& value,
-                                                             const Tensor& output, const Tensor& log_sum) {
+                                                             const Tensor& output, const Tensor& lse) {
   check_inputs(query, key, value);
   check_rows(grad, "grad", query, value.size(2));
   check_rows(output, "output", query, value.size(2));
-  check_rows(torch::stable::unsqueeze(log_sum, -1), "log_sum", query, 1);
+  check_rows(torch::stable::unsqueeze(lse, -1), "lse", query, 1);
   const Tensor q = torch::stable::contiguous(query), k = torch::stable::contiguous(key),
                v = torch::stable::contiguous(value), g = torch::stable::contiguous(grad),
-               o = torch::stable::contiguous(output), l = torch::stable::contiguous(log_sum);
+               o = torch::stable::contiguous(output), l = torch::stable::contiguous(lse);
   Tensor grad_query = torch::stable::empty_like(q), grad_key = torch::stable::empty_like(k),
          grad_value = torch::stable::empty_like(v);
   if (q.size(0) > 0) {
     const AttentionGradients all{g.const_data_ptr<float>(),          o.const_data_ptr<float>(),
                                  l.const_data_ptr<float>(),          grad_query.mutable_data_ptr<float>(),
                                  grad_key.mutable_data_ptr<float>(), grad_value.mutable_data_ptr<float>()};
-    Differentiation(q, k, v, all).run();
+    Backward(q, k, v, all).run();
   }
   return {grad_query, grad_key, grad_value};
 }

@@ -8,14 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastinpaint.checkpoint.files import (
-    atomic_write,
-    load_safetensors,
-    load_safetensors_metadata,
-    read_json,
-    save_safetensors,
-    write_json,
-)
+from fastinpaint.checkpoint.weights import load_safetensors, load_safetensors_metadata, save_safetensors
+from fastinpaint.files import atomic_write, read_json, write_json
 
 
 def test_atomic_write_replaces_and_creates_parents(tmp_path: Path) -> None:

@@ -5,26 +5,25 @@
 #include <torch/headeronly/util/Half.h>
 
 #include <algorithm>
-#include <atomic>
 #include <cstdint>
 #include <type_traits>
 
-#include "common.h"
-#include "kept_memory.h"
+#include "checks.h"
+#include "cpu/scratch.h"
 
 namespace fastinpaint {
 
 using torch::headeronly::BFloat16;
 using torch::headeronly::Half;
 
-struct FeatureMap {
+struct TensorView {
   char* data;
   ScalarType type;
   int64_t item;        // bytes
   int64_t strides[4];  // elements
   int64_t height, width;
 
-  explicit FeatureMap(const Tensor& tensor)
+  explicit TensorView(const Tensor& tensor)
       : data(static_cast<char*>(tensor.data_ptr())),
         type(tensor.scalar_type()),
         item(static_cast<int64_t>(tensor.element_size())),
@@ -45,17 +44,6 @@ inline int64_t strip_rows(int64_t width, int64_t least) {
 
 inline int64_t strip_count(int64_t height, int64_t rows) {
   return (height + rows - 1) / rows;
-}
-
-// Calls work(i) for i in [0, count), each thread taking the next i when it is done with one.
-template <class Work>
-void for_each_task(int64_t count, const Work& work) {
-  std::atomic<int64_t> next{0};
-  torch::stable::parallel_for(0, std::min<int64_t>(count, torch::stable::get_num_threads()), 1,
-                              [&](int64_t, int64_t) {
-                                for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < count;)
-                                  work(i);
-                              });
 }
 
 }  // namespace fastinpaint

@@ -10,16 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastinpaint.inference.prepare import blind_input
 from fastinpaint.losses.objective import InpaintObjective
 from fastinpaint.models.discriminator import PatchDiscriminator
 from fastinpaint.models.generator import GeneratorOutput, InpaintGenerator
-from fastinpaint.models.inputs import assemble_input
+from fastinpaint.models.inputs import assemble_input, assemble_known_input
 from fastinpaint.training.graph import GraphedStep, Recorder
 from fastinpaint.training.muon import Muon
 
 
-class Learner:
+class TrainStep:
     """The networks, their objective and their optimizers.
 
     An update whose gradients are not all finite changes nothing, neither weights nor optimizers; the device decides
@@ -32,7 +31,7 @@ class Learner:
         learning_rate: Adam's step size, for both networks.
         discriminator_rate: Adam's step size for the discriminator; 0: ``learning_rate``.
         betas: Adam's decay rates.
-        kernel_rate: Above 0, ``Muon`` trains the generator's convolution kernels but those of the heads, with steps of
+        muon_lr: Above 0, ``Muon`` trains the generator's convolution kernels but those of the heads, with steps of
             this length relative to the kernel's norm; 0 leaves everything to Adam.
         clip: Largest norm of each network's gradient; 0: any.
         ema: Decay of ``average``, the moving average of the generator's weights, in [0, 1); 0: there is none. In the
@@ -40,7 +39,7 @@ class Learner:
         precision: ``torch.bfloat16`` runs the networks under autocast.
         channels_last: Store activations channels-last.
         compile: Run the generator through ``torch.compile``.
-        hide_holes: Build inputs with ``blind_input``, else with ``assemble_input`` of the whole picture.
+        known_pixels_only: Build inputs with ``assemble_known_input``, else with ``assemble_input`` of the whole image.
         cuda_graph: Replay the whole update, from the input's assembly to the optimizers, as one CUDA graph.
         recorder: Records the graph; for tests.
     """
@@ -54,13 +53,13 @@ class Learner:
         learning_rate: float = 1e-5,
         discriminator_rate: float = 0.0,
         betas: tuple[float, float] = (0.0, 0.9),
-        kernel_rate: float = 0.0,
+        muon_lr: float = 0.0,
         clip: float = 0.0,
         ema: float = 0.0,
         precision: torch.dtype = torch.float32,
         channels_last: bool = False,
         compile: bool = False,
-        hide_holes: bool = True,
+        known_pixels_only: bool = True,
         cuda_graph: bool = False,
         recorder: Recorder | None = None,
     ) -> None:
@@ -76,7 +75,7 @@ class Learner:
         self._lonely = InpaintObjective(dataclasses.replace(objective.weights, adversarial=0.0), objective.features)
         self._adversary = discriminator is not None
         self.precision = precision
-        self.hide_holes = hide_holes
+        self.known_pixels_only = known_pixels_only
         self.clip, self.ema = clip, ema
         self._forward: Callable[[Tensor], GeneratorOutput] = torch.compile(generator) if compile else generator
         self.average = copy.deepcopy(generator).requires_grad_(False) if ema else None
@@ -85,9 +84,9 @@ class Learner:
         self._recorder = recorder
         self._graph: GraphedStep | None = None
 
-        kernels = set(_kernels(generator)) if kernel_rate else set()
+        kernels = set(_kernels(generator)) if muon_lr else set()
         self._rates = {"generator": learning_rate, "discriminator": discriminator_rate or learning_rate}
-        self._rates["kernels"] = kernel_rate
+        self._rates["muon"] = muon_lr
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
         for name, network in self.networks.items():
             others = [parameter for parameter in network.parameters() if parameter not in kernels]
@@ -96,7 +95,7 @@ class Learner:
             )
         if kernels:
             ordered = [parameter for parameter in generator.parameters() if parameter in kernels]
-            self.optimizers["kernels"] = Muon(ordered, lr=self._own_rate("kernels"))
+            self.optimizers["muon"] = Muon(ordered, lr=self._own_rate("muon"))
 
     def _own_rate(self, name: str) -> float | Tensor:
         """A rate as its optimizer holds it: a tensor on CUDA, which a graph reads anew on every replay."""
@@ -119,7 +118,7 @@ class Learner:
         """The step that is being recorded or replayed, if there is one by now."""
         return self._graph
 
-    def set_pace(self, pace: float) -> None:
+    def scale_learning_rates(self, pace: float) -> None:
         """Set each optimizer's step size to ``pace`` times the one it began with."""
         for name, optimizer in self.optimizers.items():
             for settings in optimizer.param_groups:
@@ -169,7 +168,7 @@ class Learner:
             loss["total"].backward(inputs=list(network.parameters()))
             bad = torch.maximum(bad, self._limit(p.grad for p in network.parameters() if p.grad is not None))
         for name, optimizer in self.optimizers.items():
-            if name in terms or name == "kernels":
+            if name in terms or name == "muon":
                 optimizer.found_inf = bad  # type: ignore[attr-defined]
                 optimizer.step()
         if self.average is not None:
@@ -222,7 +221,7 @@ class Learner:
 
     @torch.no_grad()
     def _inputs(self, image: Tensor, mask: Tensor) -> Tensor:
-        inputs = (blind_input if self.hide_holes else assemble_input)(image, mask)
+        inputs = (assemble_known_input if self.known_pixels_only else assemble_input)(image, mask)
         return inputs.to(memory_format=self.layout)
 
     def finite(self) -> bool:

@@ -1,24 +1,27 @@
 // Canny edges on the CPU: pixel for pixel those of scikit-image 0.26 on float32 and float64 grey images.
-#include "canny.h"
+#include "cpu/canny.h"
 
 #include <algorithm>
-#include <atomic>
 #include <cstring>
 #include <optional>
 
-#include "bit_rows.h"
 #include "canny_arguments.h"
 #include "canny_options.h"
 #include "canny_pixel.h"
-#include "common.h"
-#include "isa.h"
-#include "kept_memory.h"
+#include "checks.h"
+#include "cpu/hysteresis.h"
+#include "cpu/parallel.h"
+#include "cpu/scratch.h"
+#include "cpu/simd/isa.h"
 
-#define FASTINPAINT_KERNEL "canny.inc"
-#include "for_each_isa.inc"
+#define FASTINPAINT_KERNEL "cpu/canny.inc"
+#include "cpu/simd/foreach_isa.inc"
 
 namespace fastinpaint {
 namespace {
+
+struct TileMemory;  // the working rows of a tile
+struct MapMemory;   // the bit maps of all images of a call
 
 template <class Real>
 void fill_coverage(CannyPlan<Real>& plan) {
@@ -135,7 +138,7 @@ class EdgeDetector {
     tile.y1 = last;
     tile.weak = weak_ + offset;
     tile.strong = edges_ + offset;
-    unsigned char* memory = kept_memory<unsigned char, 1>(plan_.tile_bytes(mask_ != nullptr));
+    unsigned char* memory = scratch<TileMemory, unsigned char>(plan_.tile_bytes(mask_ != nullptr));
     for (tile.x0 = 0; tile.x0 < width; tile.x0 += kStrip) {
       tile.x1 = std::min(tile.x0 + kStrip, width);
       FASTINPAINT_DISPATCH(canny_tile, plan_, tile, memory);
@@ -182,17 +185,11 @@ template <class Real, class Count, class Function>
 void for_each(Detectors<Real>& detectors, const Count& count, const Function& function) {
   int64_t total = 0;
   for (const auto& detector : detectors) total += count(detector);
-  std::atomic<int64_t> next = 0;
-  const int64_t threads = std::min<int64_t>(total, torch::stable::get_num_threads());
-  torch::stable::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
-    for (int64_t task; (task = next++) < total;)
-      for (auto& detector : detectors) {
-        if (task < count(detector)) {
-          function(detector, task);
-          break;
-        }
-        task -= count(detector);
-      }
+  for_each_task(total, [&](int64_t task) {
+    for (auto& detector : detectors) {
+      if (task < count(detector)) return function(detector, task);
+      task -= count(detector);
+    }
   });
 }
 
@@ -201,7 +198,7 @@ void run(Detectors<Real>& detectors) {
   using Detector = EdgeDetector<Real>;
   int64_t bytes = 0;
   for (const Detector& detector : detectors) bytes += detector.bytes();
-  unsigned char* memory = kept_memory<unsigned char, 0>(bytes);
+  unsigned char* memory = scratch<MapMemory, unsigned char>(bytes);
   for (Detector& detector : detectors) {
     detector.attach(memory);
     memory += detector.bytes();

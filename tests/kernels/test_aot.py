@@ -14,7 +14,7 @@ from tests.kernels.conftest import ROOT
 if importlib.util.find_spec("triton") is None:
     pytest.skip("needs triton; it is not installed", allow_module_level=True)
 
-from tests.kernels.ahead import RECORDED, SHARED_LIMITS
+from tests.helpers.triton_aot import RECORDED, SHARED_LIMITS
 
 TRITON = tuple(int(part) for part in importlib.metadata.version("triton").split(".")[:2])
 # Triton 3.9 keeps addresses on the stack around the loop, where 5 of 639 instructions touch it; 3.6 spills nothing.
@@ -34,7 +34,7 @@ def compiled(tmp_path_factory):
     running = {}
     for capability in SHARED_LIMITS:
         out = folder / f"{capability}.json"
-        command = [sys.executable, "-m", "tests.kernels.ahead", str(out), str(capability)]
+        command = [sys.executable, "-m", "tests.helpers.triton_aot", str(out), str(capability)]
         running[out] = subprocess.Popen(command, env=environment, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     table = {}
     for out, process in running.items():
@@ -63,14 +63,14 @@ def test_equals_the_recorded_table(compiled):
     recorded = json.loads(RECORDED.read_text())
     if version not in recorded:
         pytest.skip(f"resources were recorded with Triton {', '.join(recorded)}, not {version}")
-    update = "after a change that is meant: python -m tests.kernels.ahead tests/kernels/resources.json"
+    update = "after a change that is meant: python -m tests.helpers.triton_aot tests/helpers/triton_resources.json"
     assert table == recorded[version], update
 
 
 def test_new_sizes_need_no_new_compilation():
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment["PYTHONPATH"] = os.pathsep.join(["kernels", *filter(None, [environment.get("PYTHONPATH")])])
-    command = [sys.executable, "-m", "tests.kernels.compilations"]
+    command = [sys.executable, "-m", "tests.helpers.compilations"]
     counted = json.loads(subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, check=True).stdout)
     assert len(counted["batches"]) == 5
     assert set(counted["batches"].values()) == {1}

@@ -3,8 +3,8 @@
 The launchers run with CPU tensors while a stand-in for Triton's driver names the target and every launch ends after
 compilation, so what is compiled is what a GPU would be given: the same specialisation, every tuning configuration.
 
-``python -m tests.kernels.ahead OUT.json [80 90 ...]`` writes the table for the installed Triton; with
-``tests/kernels/resources.json`` as OUT it replaces the recorded one and keeps those of other versions.
+``python -m tests.helpers.triton_aot OUT.json [80 90 ...]`` writes the table for the installed Triton; with
+``tests/helpers/triton_resources.json`` as OUT it replaces the recorded one and keeps those of other versions.
 """
 
 import json
@@ -22,7 +22,7 @@ from triton.runtime import driver
 from triton.runtime.autotuner import Autotuner
 from triton.runtime.jit import JITFunction
 
-RECORDED = Path(__file__).parent / "resources.json"
+RECORDED = Path(__file__).parent / "triton_resources.json"
 # Compute capability: bytes of shared memory that one block may have, from the CUDA programming guide.
 SHARED_LIMITS = {80: 166_912, 90: 232_448, 120: 101_376}
 

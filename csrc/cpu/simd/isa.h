@@ -21,7 +21,7 @@ const char* isa_name(Isa isa);
 
 }  // namespace fastinpaint
 
-// Calls FUNCTION from the namespace of the active instruction set; see for_each_isa.inc.
+// Calls FUNCTION from the namespace of the active instruction set; see foreach_isa.inc.
 #if FASTINPAINT_X86
   #define FASTINPAINT_DISPATCH(FUNCTION, ...)                                                  \
     (::fastinpaint::active_isa() == ::fastinpaint::Isa::avx512 ? avx512::FUNCTION(__VA_ARGS__) \

@@ -1,6 +1,6 @@
 """Count what Triton would compile for calls of several batch and picture sizes, without compiling it.
 
-``python -m tests.kernels.compilations`` prints, for each kernel, the number of compilations as JSON.
+``python -m tests.helpers.compilations`` prints, for each kernel, the number of compilations as JSON.
 """
 
 import json
@@ -11,7 +11,7 @@ import triton
 from triton.runtime import driver
 
 from fastinpaint_kernels import edge_priority, sobel_edges, structure_loss
-from tests.kernels.ahead import _StandIn
+from tests.helpers.triton_aot import _StandIn
 
 BATCHES = (1, 2, 3, 16)
 SIDES = (256, 96, 80, 48)

@@ -1,10 +1,11 @@
-#include "blur_taps.h"
-#include "common.h"
-#include "feature_map.h"
-#include "isa.h"
+#include "checks.h"
+#include "cpu/blur_taps.h"
+#include "cpu/parallel.h"
+#include "cpu/simd/isa.h"
+#include "cpu/tensor_view.h"
 
-#define FASTINPAINT_KERNEL "sobel_edges.inc"
-#include "for_each_isa.inc"
+#define FASTINPAINT_KERNEL "cpu/sobel_edges.inc"
+#include "cpu/simd/foreach_isa.inc"
 
 namespace fastinpaint {
 namespace {
@@ -19,7 +20,7 @@ Tensor sobel_edges(const Tensor& image) {
   STD_TORCH_CHECK(height > 1 && width > 1, "image must have sides of at least 2, got shape ",
                   shape_of(image));
   Tensor gradients = torch::stable::new_empty(image, {batch, 2 * channels, height, width});
-  const FeatureMap from(image), to(gradients);
+  const TensorView from(image), to(gradients);
   const int64_t rows = strip_rows(width, 16), strips = strip_count(height, rows);
   for_each_task(batch * channels * strips, [&](int64_t task) {
     const int64_t b = task / strips / channels, c = task / strips % channels;
@@ -43,7 +44,7 @@ Tensor sobel_edges_backward(const Tensor& gradients) {
   STD_TORCH_CHECK(height > 1 && width > 1, "gradients must have sides of at least 2, got ",
                   shape_of(gradients));
   Tensor image = torch::stable::new_empty(gradients, {batch, channels, height, width});
-  const FeatureMap from(gradients), to(image);
+  const TensorView from(gradients), to(image);
   const int64_t rows = strip_rows(width, 16), strips = strip_count(height, rows);
   for_each_task(batch * channels * strips, [&](int64_t task) {
     const int64_t b = task / strips / channels, c = task / strips % channels;

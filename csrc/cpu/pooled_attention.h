@@ -27,17 +27,17 @@ struct AttentionInputs {
 };
 
 struct AttentionOutputs {
-  float* output;   // (queries, value_width)
-  float* log_sum;  // (queries,): log2 of the sum of the powers
+  float* output;  // (queries, value_width)
+  float* lse;     // (queries,): log2 of the sum of the powers
 };
 
 struct AttentionGradients {
-  const float* grad;     // (queries, value_width), of the output
-  const float* output;   // (queries, value_width)
-  const float* log_sum;  // (queries,)
-  float* query;          // (queries, width)
-  float* key;            // (keys, width), of the caller's unscaled key; summed over the queries of the call
-  float* value;          // (keys, value_width), likewise
+  const float* grad;    // (queries, value_width), of the output
+  const float* output;  // (queries, value_width)
+  const float* lse;     // (queries,)
+  float* query;         // (queries, width)
+  float* key;           // (keys, width), of the caller's unscaled key; summed over the queries of the call
+  float* value;         // (keys, value_width), likewise
 
   static constexpr int64_t kLaneSums = 4096;  // 16 KiB
 
@@ -47,7 +47,7 @@ struct AttentionGradients {
     return std::max<int64_t>(fitting / kKeys, 1) * kKeys;
   }
 
-  static int64_t scratch(const AttentionInputs& inputs) {
+  static int64_t scratch_size(const AttentionInputs& inputs) {
     const int64_t lane_sums = std::max(kLaneSums, kKeys * inputs.widths() * kMostLanes);
     return (2 * inputs.width + inputs.value_width + 2) * kBlockRows + lane_sums;
   }

@@ -1,6 +1,6 @@
 """Compile csrc/cuda for GPUs that are not there, with setup.py's flags, and read what each kernel needs.
 
-``python -m tests.nvcc_ahead`` records the installed nvcc's table in tests/nvcc_resources.json, beside those of others.
+``python -m tests.helpers.nvcc_aot`` records the installed nvcc's table in nvcc_resources.json, beside those of others.
 """
 
 import json
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 RECORDED = Path(__file__).with_name("nvcc_resources.json")
 CAPABILITIES = (80, 90)
 
@@ -69,6 +69,7 @@ def _command(source: Path, capability: int) -> list[str]:
         f"-gencode=arch=compute_{capability},code=sm_{capability}",
         "-Xcompiler=-fPIC",
         "-Xptxas=-v",
+        f"-I{ROOT / 'csrc'}",
         f"-I{include}",
         f"-I{include}/torch/csrc/api/include",
     ]

@@ -1,4 +1,5 @@
-// Working memory that a thread keeps from call to call: fresh pages cost more than the work on them.
+// Working memory that a thread keeps from call to call, because page-faulting new memory costs more than the
+// computation.
 #pragma once
 
 #include <cstdint>
@@ -15,10 +16,12 @@ constexpr bool kKeepMemory = false;
 constexpr bool kKeepMemory = true;
 #endif
 
-// Room for `count` values, aligned to 64 bytes, not initialised. It is the thread's own until it asks again
-// for the same type and use, and it only grows.
-template <class Value, int kUse = 0>
-Value* kept_memory(int64_t count) {
+struct RowMemory;  // the tag of kernels that work row by row
+
+// Room for `count` values, aligned to 64 bytes, not initialised. It belongs to the calling thread until that
+// asks again for the same tag and type, and it only grows.
+template <class Tag, class Value>
+Value* scratch(int64_t count) {
   constexpr std::align_val_t kAlign{64};
   struct Delete {
     void operator()(void* block) const { ::operator delete(block, kAlign); }
