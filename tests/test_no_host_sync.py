@@ -12,7 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import fastinpaint as fi
-from fastinpaint.models.inputs import assemble_known_input, mirror_pad
+from fastinpaint.inference.prepare import mirror_pad
+from fastinpaint.models.inputs import assemble_known_input
 from fastinpaint.ops import _backend
 from fastinpaint.reference.nearest import nearest_resize
 
