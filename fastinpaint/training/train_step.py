@@ -274,7 +274,7 @@ def _signed(image: Tensor) -> Tensor:
 
 
 def _kernels(generator: InpaintGenerator) -> Iterator[nn.Parameter]:
-    """The convolution kernels but those of the heads, whose scale counts because no norm need follow them."""
+    """The weights of convolutions that a norm follows; those of the others keep their scale and are left to Adam."""
     for name, parameter in generator.named_parameters():
-        if parameter.dim() == 4 and "_head." not in name:
+        if parameter.dim() == 4 and not any(part in name for part in ("_head.", ".query.", ".key.", ".out.")):
             yield parameter
