@@ -7,7 +7,7 @@ CSRC := $(wildcard $(foreach kind,cpp h inc cu cuh,$(foreach folder,csrc csrc/cp
 CXX_SOURCES := $(CSRC) $(wildcard tests/*/*.cpp tests/*/*.h)
 NATIVE := $(CSRC) setup.py
 
-.PHONY: demo test sanitize lint format bench clean
+.PHONY: demo test docs sanitize lint format bench clean
 .DEFAULT_GOAL := help
 
 help:
@@ -16,6 +16,7 @@ help:
 	@echo "make sanitize the native kernels under GCC's address, undefined behaviour and thread sanitizers, in ten minutes"
 	@echo "make lint     ruff, mypy, clang-format, import-linter"
 	@echo "make format   let ruff and clang-format rewrite the sources"
+	@echo "make docs     the documentation, into build/site; warnings are errors"
 	@echo "make bench    the benchmarks, into benchmark-results/"
 	@echo "make clean    remove the environment and everything built"
 
@@ -53,6 +54,10 @@ format: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python -m pip install --quiet --no-build-isolation -c constraints.txt -e ".[bench]"
 	$(BIN)/python -m benchmarks --out benchmark-results
+
+docs: $(STAMP)
+	$(BIN)/python -m pip install --quiet --no-build-isolation -c constraints.txt -e ".[docs]"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean:
 	rm -rf $(VENV) build *.egg-info fastinpaint/*.so
