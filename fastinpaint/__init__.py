@@ -18,6 +18,7 @@ _PUBLIC = {
     "patch_attention": "fastinpaint.ops.patch_attention",
     "instance_norm": "fastinpaint.ops.instance_norm",
     "use_backend": "fastinpaint.ops._backend",
+    "BackendUnavailable": "fastinpaint.ops._backend",
     "InpaintGenerator": "fastinpaint.models.generator",
     "GeneratorOutput": "fastinpaint.models.generator",
     "assemble_input": "fastinpaint.models.inputs",
