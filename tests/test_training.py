@@ -672,7 +672,7 @@ class TestSmall:
         trainer.run()
         files = export_run(Path(config.output), tmp_path / "out")
         assert {path.name for path in files} == {
-            "model.safetensors", "config.json", "weights.safetensors", "metrics.jsonl", "samples.png",
+            "model.safetensors", "config.json", "README.md", "weights.safetensors", "metrics.jsonl", "samples.png",
         } | ({"losses.png"} if MATPLOTLIB else set())  # fmt: skip
         model = InpaintGenerator.from_pretrained(tmp_path / "out")
         name = "encoder.0.convolution.weight"

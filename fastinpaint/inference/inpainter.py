@@ -71,9 +71,10 @@ class Inpainter:
     ) -> Inpainter:
         """Load a folder that ``save_pretrained`` or ``fastinpaint convert`` wrote, or a model that ships (``"small"``).
 
-        It computes in float32, whatever the weights are stored as.
+        ``"user/repository"`` is a model on the Hugging Face Hub (extra ``hub``). The model computes in float32,
+        whatever its weights are stored as.
         """
-        return cls(InpaintGenerator.from_pretrained(path), device, max_side, strategy)
+        return cls(InpaintGenerator.from_pretrained(path, dtype=torch.float32), device, max_side, strategy)
 
     def __call__(self, image: Picture, mask: Mask) -> Picture:
         """Fill the hole.
