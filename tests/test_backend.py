@@ -62,6 +62,11 @@ def test_environment_sets_the_default(monkeypatch):
     assert _backend.select("op", "native", {"native": None, "reference": None}) == "native"
 
 
+def test_an_empty_environment_variable_is_none(monkeypatch):
+    monkeypatch.setenv("FASTINPAINT_BACKEND", "")
+    assert _backend.select("op", "auto", {"native": None, "reference": None}) == "native"
+
+
 def test_environment_default_may_fall_back(monkeypatch):
     monkeypatch.setenv("FASTINPAINT_BACKEND", "triton")
     with pytest.warns(RuntimeWarning, match="triton: op has no such backend"):

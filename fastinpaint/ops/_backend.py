@@ -190,7 +190,7 @@ def _first_able(op: str, candidates: tuple[tuple[str, str | None], ...]) -> str 
 @torch.compiler.assume_constant_result
 def _select(op: str, requested: str, candidates: tuple[tuple[str, str | None], ...]) -> str:
     requested = _CHOSEN.get() if requested == "auto" else requested
-    default = os.environ.get("FASTINPAINT_BACKEND", "auto")
+    default = os.environ.get("FASTINPAINT_BACKEND") or "auto"
     wanted = default if requested == "auto" else requested
     if wanted not in ("auto", *BACKENDS):
         where = "FASTINPAINT_BACKEND" if requested == "auto" else "backend"
