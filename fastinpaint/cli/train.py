@@ -31,7 +31,12 @@ def run(options: argparse.Namespace) -> int:
     if options.print_config:
         print(config.to_yaml(), end="")
         return 0
+    from fastinpaint.training.distributed import leave
     from fastinpaint.training.trainer import Trainer
 
-    print(f"model written to {Trainer(config, resume=options.resume).run()}")
+    trainer = Trainer(config, resume=options.resume)
+    model = trainer.run()
+    leave()
+    if trainer.ranks.main:
+        print(f"model written to {model}")
     return 0
