@@ -6,8 +6,10 @@ STAMP := $(VENV)/.installed
 CSRC := $(wildcard $(foreach kind,cpp h inc cu cuh,$(foreach folder,csrc csrc/cpu csrc/cpu/simd csrc/cuda,$(folder)/*.$(kind))))
 CXX_SOURCES := $(CSRC) $(wildcard tests/*/*.cpp tests/*/*.h)
 NATIVE := $(CSRC) setup.py
+# Without the compiled extension every `make` installs again: a compiler may have come.
+UNBUILT := $(if $(wildcard fastinpaint/_C.*so),,unbuilt)
 
-.PHONY: demo test docs sanitize lint format bench clean
+.PHONY: demo test docs sanitize lint format bench clean unbuilt
 .DEFAULT_GOAL := help
 
 help:
@@ -26,15 +28,16 @@ $(VENV)/.created: constraints.txt
 	$(BIN)/python -m pip install -c constraints.txt torch numpy "setuptools>=77" wheel "ninja>=1.11"
 	@touch $@
 
-$(STAMP): $(VENV)/.created pyproject.toml $(NATIVE)
+$(STAMP): $(VENV)/.created pyproject.toml $(NATIVE) $(UNBUILT)
 	$(BIN)/python -m pip install --no-build-isolation -c constraints.txt -e ".[demo,test,lint]"
+	@$(BIN)/python -c "from fastinpaint.ops._backend import NATIVE_ERROR as error; error and print('Note:', error)"
 	@touch $@
 
 demo: $(STAMP)
 	$(BIN)/python -m fastinpaint demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --durations=10
 
 sanitize: $(STAMP)
 	$(BIN)/python -m tests.sanitize

@@ -94,12 +94,12 @@ def _devices() -> dict[str, str]:
 def _extension() -> dict[str, str]:
     import torch
 
-    from fastinpaint.ops._backend import NATIVE_ERROR, cpu_isa
+    from fastinpaint.ops._backend import CUDA_ERROR, NATIVE_ERROR, cpu_isa
 
     abi = {"compiler ABI": f"C++11 {'yes' if torch.compiled_with_cxx11_abi() else 'no'} (torch), stable ABI (ours)"}
     if NATIVE_ERROR is not None:
         return {"status": NATIVE_ERROR} | abi
-    return {"status": "loaded", "CPU kernels": str(cpu_isa())} | abi
+    return {"status": "loaded", "CPU kernels": str(cpu_isa()), "CUDA kernels": CUDA_ERROR or "loaded"} | abi
 
 
 def _operators() -> dict[str, Any]:

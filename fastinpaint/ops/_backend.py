@@ -1,13 +1,16 @@
 """Which implementation of an operator serves a call."""
 
+import contextlib
 import functools
+import json
 import os
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch.autograd import forward_ad
@@ -35,7 +38,7 @@ class BackendUnavailable(ValueError):
         return f"{self.op}: backend {self.backend!r} cannot serve this call ({reasons})"
 
 
-@contextmanager
+@contextlib.contextmanager
 def use_backend(name: str) -> Iterator[None]:
     """Choose the backend of every operator that is called without one inside the block.
 
@@ -59,18 +62,36 @@ def use_backend(name: str) -> Iterator[None]:
         _CHOSEN.reset(token)
 
 
-def _load_native() -> str | None:
-    """Load the compiled extension; return None, or why it cannot be had."""
+def _not_built(library: str) -> str:
+    """Say what kept ``fastinpaint/<library>`` from being built; setup.py leaves it in a file."""
+    path = Path(__file__).parents[1] / "_not_built.json"
+    with contextlib.suppress(OSError, ValueError):
+        reason = json.loads(path.read_text()).get(library)
+        if reason:
+            return f"the extension fastinpaint.{library} was not built: {reason}"
+    return f"the extension fastinpaint.{library} was not built"
+
+
+def _load(library: str) -> str | None:
+    """Load a compiled library, which registers its kernels; return None, or why it cannot be had."""
     try:
-        import_module("fastinpaint._C")
+        import_module(f"fastinpaint.{library}")
     except ModuleNotFoundError:
-        return "the extension fastinpaint._C was not built"
+        return _not_built(library)
     except (ImportError, OSError) as error:
-        return f"the extension fastinpaint._C does not load: {error}"
+        return f"the extension fastinpaint.{library} does not load: {error}"
     return None
 
 
-NATIVE_ERROR = _load_native()
+def _load_cuda() -> str | None:
+    """Load the CUDA kernels where torch is a CUDA build; return None, or why there are none."""
+    if NATIVE_ERROR is not None:  # `_C` declares the operators
+        return NATIVE_ERROR
+    return _load("_C_cuda") if torch.version.cuda else "torch is not a CUDA build"
+
+
+NATIVE_ERROR = _load("_C")
+CUDA_ERROR = _load_cuda()
 
 
 def has_native(op: str) -> bool:
@@ -108,7 +129,8 @@ def _native_gap(op: str, device_type: str) -> str | None:
         or not has_native(op)
         or not torch._C._dispatch_has_kernel_for_dispatch_key(f"fastinpaint::{op}", key)
     ):
-        return f"the extension has no {op} for {device_type} tensors"
+        why = f" ({CUDA_ERROR})" if key == "CUDA" and CUDA_ERROR is not None else ""
+        return f"the extension has no {op} for {device_type} tensors{why}"
     return None
 
 
