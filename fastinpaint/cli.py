@@ -11,6 +11,7 @@ from typing import NamedTuple
 import fastinpaint
 from fastinpaint.evaluation import command as evaluate
 from fastinpaint.export import command as export
+from fastinpaint.serve import command as serve
 
 Arguments = argparse.Namespace
 
@@ -225,6 +226,7 @@ COMMANDS = {
     "demo": Command("train a small model in minutes and fill holes in photographs", _demo_arguments, _demo),
     "train": Command("train a generator on a folder of images", _train_arguments, _train),
     "inpaint": Command("fill the holes of an image or of a folder of images", _inpaint_arguments, _inpaint),
+    "serve": Command(serve.SUMMARY, serve.add_arguments, serve.run),
     "evaluate": Command(evaluate.SUMMARY, evaluate.add_arguments, evaluate.run),
     "export": Command(export.SUMMARY, export.add_arguments, export.run),
     "convert": Command("convert a TensorFlow checkpoint of the original system", _convert_arguments, _convert),
