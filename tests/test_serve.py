@@ -3,6 +3,7 @@
 import base64
 import io
 import os
+import random
 import re
 import signal
 import socket
@@ -34,6 +35,8 @@ from fastinpaint.serve.metrics import resident_memory
 from fastinpaint.serve.settings import Settings
 from fastinpaint.serve.worker import Cancelled, Job, SharedGenerator, Worker
 from tests.helpers.painter_server import running
+from tests.helpers.painter_soak import Soak
+from tests.helpers.painter_soak import photo as random_photo
 
 LOCAL = "http://127.0.0.1:7860"
 
@@ -449,6 +452,21 @@ class TestWorker:
         assert shared.passes == 1
         worker.close()
         shared.close()
+
+
+def test_many_clients(generator):
+    with running(generator, Settings(queue=4)) as (server, address):
+        answers = Soak(address).run(clients=12, requests=6)
+        assert sum(answers.values()) == 72
+        assert set(answers) <= {200, 400, 429, "left"}
+        assert answers[200] > 0
+        service = server.app.state.service
+        while service.worker.counts() != (0, 0) or service._admitted:  # those whose clients left
+            pass
+        assert (
+            httpx.post(f"{address}/api/v1/inpaint", files=random_photo(random.Random(0), 48), timeout=60).status_code
+            == 200
+        )
 
 
 class TestProcess:

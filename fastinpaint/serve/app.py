@@ -188,6 +188,7 @@ def create_app(inpainter: Inpainter, settings: Settings | None = None) -> FastAP
     app.state.service = service
     app.add_middleware(Guard, settings=service.settings, metrics=service.metrics)
     app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(Exception, _failed)
     _add_page(app)
     _add_state(app, service)
     _add_pictures(app, service)
@@ -196,6 +197,10 @@ def create_app(inpainter: Inpainter, settings: Settings | None = None) -> FastAP
 
 async def _invalid(_: Request, error: Exception) -> Response:
     return JSONResponse({"detail": requests.describe(cast(RequestValidationError, error).errors())}, 422)
+
+
+async def _failed(_: Request, __: Exception) -> Response:
+    return JSONResponse({"detail": "the server failed; its log says why"}, 500)
 
 
 def _add_page(app: FastAPI) -> None:

@@ -51,6 +51,9 @@ class Guard:
                 headers = {"www-authenticate": "Bearer"} if status == 401 else None
                 answer = JSONResponse({"detail": reason}, status, headers)
                 await answer(scope, exchange.receive, exchange.send)
+        except Exception:
+            exchange.status = 500  # answered by what is around this
+            raise
         finally:
             route = getattr(scope.get("route"), "path", "other")
             self.metrics.count_request(route, exchange.status)

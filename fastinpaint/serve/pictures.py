@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 import io
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar, cast
 
 import numpy as np
 from PIL import Image
 
 from fastinpaint.inference.files import read_hole, read_picture, write_like
 from fastinpaint.inference.inpainter import Inpainter, Strategy
-from fastinpaint.inference.regions import SIZE, plan_regions, tiles
+from fastinpaint.inference.regions import SIZE, Hole, plan_regions, tiles
+from fastinpaint.models.generator import InpaintGenerator
 from fastinpaint.serve.worker import Job, SharedGenerator
 from fastinpaint.visualize.sheets import edge_cell, gradient_cell
 
+T = TypeVar("T")
 Format = Literal["png", "jpeg", "webp", "tiff", "bmp"]
 Structure = Literal["edges", "gradients"]
 
@@ -63,12 +67,11 @@ class Painter:
         self.generator = SharedGenerator(inpainter.generator, batch_size).to(inpainter.device).eval()
 
     def _inpainter(self, strategy: Strategy | None, max_side: int | None) -> Inpainter:
-        return Inpainter(
-            self.generator,  # type: ignore[arg-type]
-            self.defaults.device,
-            self.defaults.max_side if max_side is None else max_side,
-            strategy or self.defaults.strategy,
-        )
+        inpainter = copy.copy(self.defaults)
+        inpainter.generator = cast(InpaintGenerator, self.generator)
+        inpainter.strategy = strategy or inpainter.strategy
+        inpainter.max_side = inpainter.max_side if max_side is None else max_side
+        return inpainter
 
     def inpaint(
         self,
@@ -91,14 +94,12 @@ class Painter:
         kept = self._check(image, "image")
         picture = self._read(image)
         file_format = file_format or kept
+        hole = self._hole(mask, invert_mask) if mask is not None else np.zeros((picture.height, picture.width), bool)
+        inpainter = self._inpainter(strategy, max_side)
         if mask is not None:
-            hole = self._hole(mask, invert_mask)
-            inpainter = self._inpainter(strategy, max_side)
             self._check_whole(inpainter, picture)
-            job.expected = expected_passes(inpainter, hole)
-            filled = _fill(inpainter, picture, hole)
-        else:
-            filled = picture
+        job.expected = expected_passes(inpainter, hole)
+        filled = _refusing(lambda: inpainter(picture, hole))
         job.check()
         return _encode(picture, filled, file_format, draft)
 
@@ -115,7 +116,7 @@ class Painter:
         self._check_whole(inpainter, picture)
         draw = edge_cell if kind == "edges" else gradient_cell
         canvas = np.zeros((picture.height, picture.width, 4), np.uint8)
-        for box, gradients in _structure(inpainter, picture, hole):
+        for box, gradients in _refusing(lambda: inpainter.structure(picture, hole)):
             canvas[box.area][..., :3] = draw(gradients)
         canvas[~hole] = 0
         canvas[hole, 3] = 255
@@ -146,7 +147,7 @@ class Painter:
         except Exception as error:  # Pillow raises nearly anything on damaged files
             raise RequestError(400, f"the image cannot be read: {_reason(error)}") from None
 
-    def _hole(self, data: bytes, invert_mask: bool) -> np.ndarray:
+    def _hole(self, data: bytes, invert_mask: bool) -> Hole:
         self._check(data, "mask")
         try:
             return read_hole(io.BytesIO(data), invert_mask)
@@ -162,7 +163,7 @@ class Painter:
             )
 
 
-def expected_passes(inpainter: Inpainter, hole: np.ndarray) -> int:
+def expected_passes(inpainter: Inpainter, hole: Hole) -> int:
     """Estimate how often the generator will run; what coarse fillings take is not counted."""
     largest = max(inpainter.max_side, SIZE)
     if inpainter.strategy != "crop" or inpainter.max_side == 0 or max(hole.shape) <= largest:
@@ -175,16 +176,10 @@ def expected_passes(inpainter: Inpainter, hole: np.ndarray) -> int:
     return passes
 
 
-def _fill(inpainter: Inpainter, picture: Image.Image, hole: np.ndarray) -> Image.Image:
+def _refusing(work: Callable[[], T]) -> T:
+    """Do what raises ValueError or TypeError for arguments that do not fit together."""
     try:
-        return inpainter(picture, hole)
-    except (ValueError, TypeError) as error:
-        raise RequestError(422, _reason(error)) from error
-
-
-def _structure(inpainter: Inpainter, picture: Image.Image, hole: np.ndarray) -> list:
-    try:
-        return inpainter.structure(picture, hole)
+        return work()
     except (ValueError, TypeError) as error:
         raise RequestError(422, _reason(error)) from error
 

@@ -5,13 +5,8 @@ const MOST_BYTES = 256 * 2 ** 20;
 export class History {
   constructor(onChange) {
     this.onChange = onChange;
-    this.forget();
-  }
-
-  forget() {
     this.done = [];
     this.undone = [];
-    this.onChange();
   }
 
   // step: {name, bytes, undo(), redo()}, already done.

@@ -87,6 +87,12 @@ async function openSample() {
   await open(new File([await response.blob()], "sample.jpg", { type: "image/jpeg" }));
 }
 
+const loadMask = (file) =>
+  busy("Loading…", async () => {
+    await app.photo.loadMask(file);
+    say("Mask loaded.");
+  });
+
 function finish(name, box) {
   if (!app.photo.commit(name, box)) return;
   say(`Drawn: ${name}.`);
@@ -113,6 +119,7 @@ function step(direction) {
 const show = (kind) =>
   busy("Predicting…", async (signal) => {
     overlay = kind === "picture" ? null : { kind, picture: await app.photo.structure(kind, signal) };
+    say(overlay ? `Predicted ${kind}.` : "");
   });
 
 function save(what, make) {
@@ -173,7 +180,7 @@ for (const input of document.querySelectorAll("[name=tool]")) input.addEventList
 byId("size").addEventListener("input", (event) => resize(Number(event.target.value)));
 byId("compare").addEventListener("input", compare);
 byId("show").addEventListener("change", (event) => show(event.target.value));
-for (const [id, use] of [["file", open], ["mask-file", (file) => busy("Loading…", () => app.photo.loadMask(file))]]) {
+for (const [id, use] of [["file", open], ["mask-file", loadMask]]) {
   byId(id).addEventListener("change", ({ target }) => {
     if (target.files[0]) use(target.files[0]);
     target.value = "";

@@ -63,8 +63,8 @@ export class Pointer {
     const [other] = [...this.fingers].filter(([key]) => key !== id).map(([, value]) => value), old = this.fingers.get(id);
     const distance = (a, b) => Math.max(Math.hypot(a[0] - b[0], a[1] - b[1]), 1);
     const middle = [(place[0] + other[0]) / 2, (place[1] + other[1]) / 2];
-    this.view.zoom(distance(place, other) / distance(old, other), ...middle);
     this.view.pan((place[0] - old[0]) / 2, (place[1] - old[1]) / 2);
+    this.view.zoom(distance(place, other) / distance(old, other), ...middle);
   }
 
   wheel(event) {
