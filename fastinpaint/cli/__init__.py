@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 import fastinpaint
-from fastinpaint.cli import convert, demo, evaluate, export, info, inpaint, masks, train
+from fastinpaint.cli import convert, demo, evaluate, export, info, inpaint, masks, serve, train
 from fastinpaint.cli.streams import tolerant_streams
 from fastinpaint.errors import one_line, print_traceback
 
@@ -22,6 +22,7 @@ COMMANDS = {
     "demo": demo,
     "train": train,
     "inpaint": inpaint,
+    "serve": serve,
     "evaluate": evaluate,
     "export": export,
     "convert": convert,
