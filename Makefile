@@ -9,15 +9,17 @@ NATIVE := $(CSRC) setup.py
 # Without the compiled extension every `make` installs again: a compiler may have come.
 UNBUILT := $(if $(wildcard fastinpaint/_C.*so),,unbuilt)
 
-.PHONY: demo test sanitize lint format bench clean unbuilt
+.PHONY: demo test docs sanitize soak lint format bench clean unbuilt
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo     train a small model for about three minutes and fill holes in photographs"
 	@echo "make test     the test suite"
 	@echo "make sanitize the native kernels under GCC's address, undefined behaviour and thread sanitizers, in ten minutes"
+	@echo "make soak     fifty clients at once against the painter's server for five minutes"
 	@echo "make lint     ruff, mypy, clang-format, import-linter"
 	@echo "make format   let ruff and clang-format rewrite the sources"
+	@echo "make docs     the documentation, into build/site; warnings are errors"
 	@echo "make bench    the benchmarks, into benchmark-results/"
 	@echo "make clean    remove the environment and everything built"
 
@@ -41,6 +43,9 @@ test: $(STAMP)
 sanitize: $(STAMP)
 	$(BIN)/python -m tests.sanitize
 
+soak: $(STAMP)
+	$(BIN)/python -m tests.helpers.painter_soak
+
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -56,6 +61,10 @@ format: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python -m pip install --quiet --no-build-isolation -c constraints.txt -e ".[bench]"
 	$(BIN)/python -m benchmarks --out benchmark-results
+
+docs: $(STAMP)
+	$(BIN)/python -m pip install --quiet --no-build-isolation -c constraints.txt -e ".[docs]"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean:
 	rm -rf $(VENV) build *.egg-info fastinpaint/*.so

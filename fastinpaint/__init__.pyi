@@ -8,7 +8,9 @@ from .models.from_tensorflow import generator_from_tf as generator_from_tf
 from .models.generator import GeneratorOutput as GeneratorOutput
 from .models.generator import InpaintGenerator as InpaintGenerator
 from .models.inputs import assemble_input as assemble_input
+from .models.inputs import assemble_known_input as assemble_known_input
 from .models.vgg import VGG19Features as VGG19Features
+from .ops._backend import BackendUnavailable as BackendUnavailable
 from .ops._backend import use_backend as use_backend
 from .ops.canny import canny as canny
 from .ops.canny import canny_pyramid as canny_pyramid

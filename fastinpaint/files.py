@@ -76,7 +76,7 @@ def read_json(path: PathLike) -> Any:
     """Read JSON. Raises FileNotFoundError when missing, ValueError with file and position when malformed."""
     try:
         return json.loads(require_file(path, "JSON file").read_text(encoding="utf-8"))
-    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
+    except (ValueError, RecursionError) as error:  # JSONDecodeError and UnicodeDecodeError are of the former
         raise ValueError(f"{path} is not valid JSON: {error}") from error
 
 

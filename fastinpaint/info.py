@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import platform
-import re
 import warnings
 from collections.abc import Callable
 from importlib import import_module
@@ -141,9 +140,12 @@ def _calls(device: torch.device) -> dict[str, Callable[[str], object]]:
 
 
 def _reason(call: Callable[[str], object], backend: str) -> str | None:
+    from fastinpaint.ops._backend import BackendUnavailable
+
     try:
         call(backend)
+    except BackendUnavailable as error:
+        return error.reasons[backend]
     except Exception as error:
-        found = re.search(rf"\b{backend}: ([^;]*?)(?:;|\)$)", str(error))
-        return found[1] if found else f"{type(error).__name__}: {error}"
+        return f"{type(error).__name__}: {error}"
     return None

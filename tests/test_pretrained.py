@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import re
+import shutil
+import socket
+import subprocess
+import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -143,3 +150,186 @@ class TestSmall:
         np.testing.assert_array_equal(filled[~hole], photo[~hole])
         error = np.abs(filled[hole].astype(float) - photo[hole]).mean()
         assert error < 0.8 * np.abs(photo[~hole].mean(0) - photo[hole]).mean()
+
+
+class TestHostileFolders:
+    """Every refusal is a ValueError that names the file, before memory is taken."""
+
+    @pytest.fixture
+    def folder(self, tmp_path):
+        InpaintGenerator(2).save_pretrained(tmp_path)
+        return tmp_path
+
+    @pytest.mark.parametrize("width", [10**5, 10**9, 2**62, 10**40])
+    def test_a_huge_width_allocates_nothing(self, folder, width):
+        (folder / "config.json").write_text(json.dumps({"model": "InpaintGenerator", "base_channels": width}))
+        resource = pytest.importorskip("resource")  # not on Windows
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        with pytest.raises(ValueError, match=r"(config\.json|model\.safetensors) does not fit InpaintGenerator"):
+            InpaintGenerator.from_pretrained(folder)
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 * 1024  # KiB
+
+    @pytest.mark.parametrize(
+        ("option", "value"),
+        [
+            ("base_channels", "2"), ("base_channels", 2.0), ("base_channels", True), ("base_channels", None),
+            ("base_channels", [2]), ("attention", 3), ("attention", ["pooled"]), ("head_norm", "no"), ("head_norm", 1),
+        ],
+    )  # fmt: skip
+    def test_options_of_wrong_types(self, folder, option, value):
+        (folder / "config.json").write_text(json.dumps({"model": "InpaintGenerator", option: value}))
+        with pytest.raises(ValueError, match=rf"config\.json does not fit InpaintGenerator: {option} must be .*, got"):
+            InpaintGenerator.from_pretrained(folder)
+
+    @pytest.mark.parametrize(
+        "text", ["[" * 10**5, '{"model": ' * 10**5, "1" * 10**4, "null", "[]", '{"model": ["InpaintGenerator"]}', "\0"]
+    )
+    def test_texts_that_are_no_config(self, folder, text):
+        (folder / "config.json").write_text(text)
+        with pytest.raises(ValueError, match=r"config\.json") as caught:
+            InpaintGenerator.from_pretrained(folder)
+        assert len(str(caught.value)) < 1000
+
+    @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.complex64, torch.int8, torch.bool])
+    def test_number_types_that_are_no_weights(self, folder, dtype):
+        tensors = load_safetensors(folder / "model.safetensors")
+        name = sorted(tensors)[0]
+        save_safetensors(folder / "model.safetensors", {**tensors, name: tensors[name].to(dtype)})
+        with pytest.raises(ValueError, match=rf"model\.safetensors.*{re.escape(name)} is {dtype}"):
+            InpaintGenerator.from_pretrained(folder, dtype=None)
+
+    def test_missing_and_unknown_weights_are_named(self, folder):
+        tensors = load_safetensors(folder / "model.safetensors")
+        tensors["other"] = tensors.pop("encoder.0.convolution.bias")
+        save_safetensors(folder / "model.safetensors", tensors)
+        with pytest.raises(ValueError, match=r"missing \['encoder.0.convolution.bias'\], unknown \['other'\]"):
+            InpaintGenerator.from_pretrained(folder)
+
+
+def test_half_precision_is_said_unless_the_type_is_chosen(tmp_path, shipped):
+    InpaintGenerator(2).save_pretrained(tmp_path / "half", torch.bfloat16)
+    with pytest.warns(UserWarning, match=r"model\.safetensors stores torch\.bfloat16; the model computes in float32"):
+        InpaintGenerator.from_pretrained(tmp_path / "half")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        InpaintGenerator.from_pretrained(tmp_path / "half", dtype=torch.float32)
+        InpaintGenerator.from_pretrained(tmp_path / "half", dtype=None)
+        InpaintGenerator.from_pretrained("small")
+        Inpainter.from_pretrained(tmp_path / "half", "cpu")
+
+
+def test_card_is_the_hubs_and_an_own_one_is_kept(tmp_path):
+    hub = pytest.importorskip("huggingface_hub")
+    model = InpaintGenerator(2)
+    model.save_pretrained(tmp_path, license_id="cc-by-nc-4.0")
+    card = hub.ModelCard.load(tmp_path / "README.md")
+    assert card.data.library_name == "fastinpaint"
+    assert card.data.license == "cc-by-nc-4.0"
+    assert "base_channels=2" in card.text
+    (tmp_path / "README.md").write_text("mine")
+    model.save_pretrained(tmp_path)
+    assert (tmp_path / "README.md").read_text() == "mine"
+
+
+class TestHub:
+    """A cache in huggingface_hub's layout, and no network: any connection fails."""
+
+    REPOSITORY = "someone/holes-2"
+
+    @pytest.fixture
+    def cache(self, tmp_path, monkeypatch):
+        pytest.importorskip("huggingface_hub")
+        monkeypatch.setattr(socket.socket, "connect", lambda *_: pytest.fail("a connection was tried"))
+        root = tmp_path / "cache" / "models--someone--holes-2"
+        (root / "refs").mkdir(parents=True)
+        for ref, commit, width in (("main", "a" * 40, 2), ("v2", "b" * 40, 3)):
+            (root / "refs" / ref).write_text(commit)
+            torch.manual_seed(width)
+            InpaintGenerator(width).save_pretrained(root / "snapshots" / commit)
+            blobs = root / "blobs"
+            blobs.mkdir(exist_ok=True)
+            for file in list((root / "snapshots" / commit).iterdir()):
+                blob = blobs / hashlib.sha256(file.read_bytes()).hexdigest()
+                file.rename(blob)
+                file.symlink_to(Path("..") / ".." / "blobs" / blob.name)
+        return tmp_path / "cache"
+
+    def test_main_branch_tag_and_commit(self, cache):
+        for revision, width in ((None, 2), ("main", 2), ("v2", 3), ("b" * 40, 3)):
+            model = InpaintGenerator.from_pretrained(
+                self.REPOSITORY, revision=revision, cache_dir=cache, local_files_only=True
+            )
+            torch.manual_seed(width)
+            wanted = InpaintGenerator(width).state_dict()
+            assert all(torch.equal(value, wanted[name]) for name, value in model.state_dict().items())
+
+    def test_what_is_not_cached_is_named(self, cache):
+        options = {"cache_dir": cache, "local_files_only": True}
+        with pytest.raises(FileNotFoundError, match=r"no model folder at someone/other.*on the Hugging Face Hub"):
+            InpaintGenerator.from_pretrained("someone/other", **options)
+        with pytest.raises(FileNotFoundError, match="holes-2 on the Hugging Face Hub, revision v9"):
+            InpaintGenerator.from_pretrained(self.REPOSITORY, revision="v9", **options)
+        (cache / "models--someone--holes-2" / "snapshots" / ("a" * 40) / "config.json").unlink()
+        with pytest.raises(FileNotFoundError, match=r"has no config\.json"):
+            InpaintGenerator.from_pretrained(self.REPOSITORY, **options)
+
+    def test_a_folder_of_that_name_comes_first(self, cache, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        InpaintGenerator(4).save_pretrained(self.REPOSITORY)
+        model = InpaintGenerator.from_pretrained(self.REPOSITORY, cache_dir=cache, local_files_only=True)
+        assert model.config["base_channels"] == 4
+
+    def test_without_huggingface_hub(self, monkeypatch):
+        monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+        with pytest.raises(ImportError, match=r"no model folder at someone/other.*pip install 'fastinpaint\[hub\]'"):
+            InpaintGenerator.from_pretrained("someone/other")
+
+    def test_the_mixin_reads_the_folder(self, tmp_path):
+        """huggingface_hub's own mixin and ours read each other's folders."""
+        hub = pytest.importorskip("huggingface_hub")
+
+        class Mixed(torch.nn.Module, hub.PyTorchModelHubMixin):
+            def __init__(self, base_channels: int, attention: str = "pooled", head_norm: bool = True):
+                super().__init__()
+                self.network = InpaintGenerator(base_channels, attention, head_norm)
+                self.load_state_dict, self.state_dict = self.network.load_state_dict, self.network.state_dict
+                self.named_parameters = self.network.named_parameters
+
+        torch.manual_seed(0)
+        wanted = InpaintGenerator(2, head_norm=False)
+        wanted.save_pretrained(tmp_path)
+        read = Mixed.from_pretrained(tmp_path).network
+        assert read.config == wanted.config
+        assert torch.equal(next(read.parameters()), next(wanted.parameters()))
+
+    def test_push(self, tmp_path, monkeypatch):
+        hub = pytest.importorskip("huggingface_hub")
+        calls = {}
+
+        def create_repo(api, repo_id, **options):
+            calls["create"] = (api.token, repo_id, options)
+            return hub.RepoUrl(f"https://huggingface.co/{repo_id}")
+
+        def upload_folder(api, *, repo_id, folder_path, **options):
+            shutil.copytree(folder_path, tmp_path / "uploaded")
+            calls["upload"] = (repo_id, options)
+            return "the commit"
+
+        monkeypatch.setattr(hub.HfApi, "create_repo", create_repo)
+        monkeypatch.setattr(hub.HfApi, "upload_folder", upload_folder)
+        model = InpaintGenerator(2)
+        commit = model.push_to_hub(self.REPOSITORY, dtype=torch.float16, private=True, token="t", branch="v3")
+        assert commit == "the commit"
+        assert calls["create"] == ("t", self.REPOSITORY, {"private": True, "exist_ok": True})
+        assert calls["upload"][0] == self.REPOSITORY
+        assert calls["upload"][1]["revision"] == "v3"
+        assert {path.name for path in (tmp_path / "uploaded").iterdir()} == {
+            "config.json", "model.safetensors", "README.md",
+        }  # fmt: skip
+        InpaintGenerator.from_pretrained(tmp_path / "uploaded", dtype=None)
+
+
+def test_fastinpaint_loads_without_huggingface_hub():
+    extras = {"huggingface_hub", "google_crc32c"}
+    code = f"import sys, fastinpaint.models.generator; assert not {extras} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,3 +1,5 @@
+import hashlib
+
 import numpy as np
 import pytest
 import torch
@@ -78,7 +80,9 @@ def test_matconvnet_file(tmp_path, weights, oldest):
                 layer["filters"], layer["biases"] = layer.pop("weights")[0]
     path = tmp_path / "imagenet-vgg-verydeep-19.mat"
     savemat(path, {"layers": layers, "normalization": {"averageImage": np.ones((2, 2, 3))}})
-    loaded = VGG19Features.from_file(path).state_dict()
+    with pytest.raises(ValueError, match=r"verydeep-19\.mat is not the published .*verify=False"):
+        VGG19Features.from_file(path)
+    loaded = VGG19Features.from_file(path, verify=False).state_dict()
     for name, tensor in state_dict_of(weights).items():
         assert torch.equal(loaded[name], tensor), name
 
@@ -112,6 +116,8 @@ def _write(path, kind, weights):
         torch.save({**tensors, "features.0.weight": torch.zeros(64, 1, 3, 3)}, path)
     elif kind == "no layers":
         savemat(path, {"x": np.ones(3)})
+    elif kind == "flat kernel":
+        savemat(path, {"layers": matconvnet_layers({"conv1_1": (np.ones(3), np.ones(3))})})
     elif kind == "other layers":
         savemat(path, {"layers": np.ones(3)})
 
@@ -126,6 +132,7 @@ def _write(path, kind, weights):
         ("vgg.pth", "shape", "features.0.weight"),
         ("vgg.mat", "text", "vgg.mat is not a MatConvNet network"),
         ("vgg.mat", "no layers", "vgg.mat is not a MatConvNet network"),
+        ("vgg.mat", "flat kernel", "vgg.mat is not a MatConvNet network"),
         ("vgg.mat", "other layers", "vgg.mat is not a MatConvNet network"),
         ("vgg.safetensors", "text", "vgg.safetensors is not a complete safetensors file"),
         ("vgg.onnx", "text", "must be one of .mat, .pth, .pt, .safetensors"),
@@ -134,7 +141,35 @@ def _write(path, kind, weights):
 def test_foreign_files_are_refused(tmp_path, weights, name, kind, message):
     _write(tmp_path / name, kind, weights)
     with pytest.raises(ValueError, match=message):
-        VGG19Features.from_file(tmp_path / name)
+        VGG19Features.from_file(tmp_path / name, verify=False)
+
+
+def test_a_damaged_mat_file_is_not_parsed(tmp_path, weights, monkeypatch):
+    """loadmat can crash the process, so nothing of a file is parsed before its checksum is right."""
+    path = tmp_path / "vgg.mat"
+    savemat(path, {"layers": matconvnet_layers(weights)})
+    monkeypatch.setattr("fastinpaint.models.vgg.PUBLISHED", (hashlib.md5(path.read_bytes()).hexdigest(),))
+    VGG19Features.from_file(path)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    monkeypatch.setattr("scipy.io.loadmat", lambda *_, **__: pytest.fail("the file was parsed"))
+    with pytest.raises(ValueError, match=r"vgg\.mat is not the published imagenet-vgg-verydeep-19\.mat: its MD5 is"):
+        VGG19Features.from_file(path)
+
+
+def test_damaged_pickles_are_value_errors(tmp_path):
+    """Bytes of a small file flipped and cut, by a fixed seed."""
+    path, rng = tmp_path / "vgg.pth", np.random.default_rng(0)
+    torch.save({"features.0.weight": torch.zeros(2, 3)}, path)
+    whole = path.read_bytes()
+    for _ in range(150):
+        content = bytearray(whole)
+        for position in rng.integers(0, len(content), rng.integers(1, 5)):
+            content[position] = rng.integers(0, 256)
+        path.write_bytes(content[: rng.integers(0, len(content))] if rng.random() < 0.3 else content)
+        with pytest.raises(ValueError, match=r"vgg\.pth"):
+            VGG19Features.from_file(path)
 
 
 def test_missing_file(tmp_path):

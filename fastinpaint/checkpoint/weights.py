@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from fastinpaint.files import PathLike, atomic_write, require_file
@@ -48,6 +48,12 @@ def load_safetensors(path: PathLike) -> dict[str, torch.Tensor]:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
 
 
+def load_safetensors_header(path: PathLike) -> dict[str, tuple[int, ...]]:
+    """Read the shapes of a safetensors file's tensors, not the tensors; errors as in `load_safetensors`."""
+    with _open_safetensors(path) as file:
+        return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - not a mapping
+
+
 def load_safetensors_metadata(path: PathLike) -> dict[str, str]:
     """Read the metadata of a safetensors file without its tensors; errors as in `load_safetensors`."""
     with _open_safetensors(path) as file:
@@ -60,5 +66,7 @@ def _open_safetensors(path: PathLike) -> Iterator[Any]:
     try:
         with safe_open(os.fspath(path), framework="pt") as file:
             yield file
-    except SafetensorError as error:
+    except OSError:
+        raise
+    except Exception as error:  # SafetensorError, and others for number types that this torch lacks
         raise ValueError(f"{path} is not a complete safetensors file: {error}") from error

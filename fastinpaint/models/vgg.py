@@ -1,7 +1,6 @@
 """VGG-19 features for the perceptual loss (Simonyan and Zisserman, configuration E)."""
 
-import pickle
-import zipfile
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +28,8 @@ def _layout() -> dict[str, tuple[int, int, int]]:
 
 
 CONVOLUTIONS = _layout()
+# MD5 of imagenet-vgg-verydeep-19.mat as MatConvNet published it: since version 1.0-beta17, and before.
+PUBLISHED = ("106118b7cf60435e6d8e04f6a6dc3657", "8ee3263992981a1d26e73b3ca028a123")
 TAPS = tuple(index + 1 for name, (index, _, _) in CONVOLUTIONS.items() if name.endswith("_1"))  # the relus
 
 
@@ -65,7 +66,7 @@ class VGG19Features(nn.Module):
         return tuple(maps)
 
     @classmethod
-    def from_file(cls, path: PathLike) -> "VGG19Features":
+    def from_file(cls, path: PathLike, *, verify: bool = True) -> "VGG19Features":
         """Load weights; deeper layers that a full file also holds are passed over.
 
         Args:
@@ -73,17 +74,23 @@ class VGG19Features(nn.Module):
                 with torchvision's keys (``features.0.weight``, ...). Pickles are read with ``weights_only=True``.
                 Weights must suit the input, which is RGB: MatConvNet's expect [0, 255] minus a mean and
                 torchvision's [0, 1] normalised, yet the original system feeds [-1, 1] to the former.
+            verify: Read a ``.mat`` only if its checksum is that of the published file. SciPy's reader can crash the
+                process on damaged files, so switch this off for files that you made yourself.
 
         Raises:
             FileNotFoundError: There is no such file.
+            ImportError: A ``.mat``, and SciPy is not installed.
             ValueError: A damaged file, another suffix, or not the weights of VGG-19.
         """
         path = require_file(path, "VGG-19 weight file")
         readers = {".mat": _read_matconvnet, ".pth": _read_pickle, ".pt": _read_pickle}
         readers[".safetensors"] = load_safetensors
-        if path.suffix.lower() not in readers:
+        suffix = path.suffix.lower()
+        if suffix not in readers:
             raise ValueError(f"VGG-19 weights must be one of {', '.join(readers)}, got {path}")
-        tensors = readers[path.suffix.lower()](path)
+        if suffix == ".mat" and verify:
+            _require_published(path)
+        tensors = readers[suffix](path)
         model = cls()
         wanted = model.state_dict().keys()
         missing = wanted - tensors.keys()
@@ -93,10 +100,25 @@ class VGG19Features(nn.Module):
         return model.eval()
 
 
+def _require_published(path: Path) -> None:
+    with path.open("rb") as file:
+        digest = hashlib.md5(usedforsecurity=False)
+        while block := file.read(1 << 20):
+            digest.update(block)
+    if digest.hexdigest() not in PUBLISHED:
+        raise ValueError(
+            f"{path} is not the published imagenet-vgg-verydeep-19.mat: its MD5 is {digest.hexdigest()}, wanted "
+            f"{' or '.join(PUBLISHED)}. Download it again; a file of your own can be read with verify=False, or "
+            "stored as .safetensors"
+        )
+
+
 def _read_pickle(path: Path) -> dict[str, Tensor]:
     try:
         tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, zipfile.BadZipFile) as error:
+    except OSError:
+        raise
+    except Exception as error:  # a damaged file raises many types, depending on where it is damaged
         raise ValueError(f"{path} is not a file of plain tensors: {error}") from error
     if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
         raise ValueError(f"{path} must hold a state dict, got {type(tensors).__name__}")
@@ -105,33 +127,24 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
 
 def _read_matconvnet(path: Path) -> dict[str, Tensor]:
     """Read ``layers`` by layer name; kernels are stored (width, height, in, out), biases (1, out)."""
-    from scipy.io import loadmat
-
     try:
-        layers = loadmat(path, simplify_cells=True)["layers"]
-        by_name = {layer["name"]: _weights(layer) for layer in layers if layer.get("name") in CONVOLUTIONS}
-    except (
-        ValueError,
-        TypeError,
-        AttributeError,
-        KeyError,
-        IndexError,
-        NotImplementedError,
-        OSError,
-        EOFError,
-    ) as error:
-        raise ValueError(f"{path} is not a MatConvNet network: {error!r}") from error
+        from scipy.io import loadmat
+    except ImportError as error:
+        raise ImportError("reading a .mat file needs SciPy: pip install scipy") from error
     tensors = {}
-    for name, (kernel, bias) in by_name.items():
-        target = f"features.{CONVOLUTIONS[name][0]}"
-        if kernel.ndim != 4:
-            raise ValueError(f"{path}: {name} must be (width, height, in, out), got {kernel.shape}")
-        tensors[f"{target}.weight"] = torch.from_numpy(np.array(kernel.transpose(3, 2, 1, 0), np.float32, order="C"))
-        tensors[f"{target}.bias"] = torch.from_numpy(np.array(bias, np.float32).reshape(-1))
+    try:
+        for layer in loadmat(path, simplify_cells=True)["layers"]:
+            if layer.get("name") in CONVOLUTIONS:
+                kernel, bias = _weights(layer)
+                target = f"features.{CONVOLUTIONS[layer['name']][0]}"
+                tensors[f"{target}.weight"] = torch.from_numpy(kernel.transpose(3, 2, 1, 0).copy())
+                tensors[f"{target}.bias"] = torch.from_numpy(bias.reshape(-1))
+    except Exception as error:  # of loadmat, or of what it finds in a file that is no network
+        raise ValueError(f"{path} is not a MatConvNet network: {error!r}") from error
     return tensors
 
 
 def _weights(layer: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """Kernel and bias of a layer: one cell in newer files, two fields in the oldest."""
     kernel, bias = layer["weights"] if "weights" in layer else (layer["filters"], layer["biases"])
-    return np.asarray(kernel), np.asarray(bias)
+    return np.array(kernel, np.float32), np.array(bias, np.float32)

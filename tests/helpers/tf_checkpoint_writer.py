@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from fastinpaint.checkpoint.crc32c import masked_crc32c
-from fastinpaint.checkpoint.sstable import MAGIC
+from fastinpaint.checkpoint.tensorflow.checksum import masked_crc32c
+from fastinpaint.checkpoint.tensorflow.sstable import MAGIC
 
 DTYPES = {"f4": 1, "f8": 2, "i4": 3, "u1": 4, "i2": 5, "i1": 6, "c8": 8, "i8": 9, "b1": 10, "f2": 19, "u4": 22}
 BFLOAT16, STRING = 14, 7
@@ -40,31 +40,18 @@ def entry(
     return body + varint(6 << 3 | 5) + struct.pack("<I", masked_crc32c(data))
 
 
+def extents(*slice_: tuple[int, int | None]) -> bytes:
+    """Serialise a TensorSliceProto as one of an entry's slices: (start, length), None for the whole axis."""
+    fields = [b"" if length is None else field(1, start) + field(2, length) for start, length in slice_]
+    return field(7, b"".join(field(1, each) for each in fields))
+
+
 def header(shards: int = 1, endianness: int = 0) -> bytes:
     """Serialise a BundleHeaderProto."""
     return field(1, shards) + field(2, endianness) + field(3, field(1, 1))
 
 
-def snappy(data: bytes) -> bytes:
-    """Compress with literals and, for a run of one byte, an overlapping copy."""
-    out = varint(len(data))
-    position = 0
-    while position < len(data):
-        run = 1
-        while run < 65 and data[position : position + 1] * (run + 1) == data[position : position + run + 1]:
-            run += 1
-        if run > 4:
-            out += bytes([0, data[position], (run - 2) << 2 | 2, 1, 0])
-            position += run
-            continue
-        piece = data[position : position + (100 if position else 3)]
-        length = len(piece) - 1
-        out += (bytes([length << 2]) if length < 60 else bytes([60 << 2, length])) + piece
-        position += len(piece)
-    return out
-
-
-def table(entries: dict[bytes, bytes], *, block_entries: int = 1000, compress: bool = False) -> bytes:
+def table(entries: dict[bytes, bytes], *, block_entries: int = 1000) -> bytes:
     """Serialise a table; ``block_entries`` sets how many entries go into a block."""
     out = b""
 
@@ -82,7 +69,7 @@ def table(entries: dict[bytes, bytes], *, block_entries: int = 1000, compress: b
             previous = key
         restarts = restarts or [0]
         body += struct.pack(f"<{len(restarts) + 1}I", *restarts, len(restarts))
-        body = (snappy(body) + b"\1") if compress else body + b"\0"
+        body += b"\0"  # not compressed
         handle = varint(len(out)) + varint(len(body) - 1)
         out += body + struct.pack("<I", masked_crc32c(body))
         return handle

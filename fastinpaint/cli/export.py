@@ -26,6 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Write the files; check and describe each."""
+    import torch
+
     from fastinpaint.export import write
     from fastinpaint.models.generator import InpaintGenerator
 
@@ -35,7 +37,7 @@ def run(options: argparse.Namespace) -> int:
     existing = next((path for path in targets.values() if path.exists()), None)
     if existing and not options.overwrite:
         raise FileExistsError(f"{existing} exists already; --overwrite replaces it")
-    generator = InpaintGenerator.from_pretrained(options.model)
+    generator = InpaintGenerator.from_pretrained(options.model, dtype=torch.float32)
     for what in options.graphs:
         program = write.export_program(generator, what)
         for form in options.format:

@@ -6,7 +6,7 @@ ValueError says what is wrong with the bytes; the caller, who knows it, adds the
 
 from __future__ import annotations
 
-from fastinpaint.checkpoint.crc32c import masked_crc32c
+from fastinpaint.checkpoint.tensorflow.checksum import masked_crc32c
 
 FOOTER_SIZE = 48
 MAGIC = (0xDB4775248B80FB57).to_bytes(8, "little")
@@ -63,9 +63,13 @@ def _read_block(content: bytes, offset: int, size: int) -> dict[bytes, bytes]:
     if masked_crc32c(body) != stored:
         raise ValueError(f"the checksum of the block at byte {offset} is wrong")
     block, compression = body[:-1], body[-1]
-    if compression > 1:
-        raise ValueError(f"the block at byte {offset} has the unknown compression type {compression}")
-    return _parse_block(decompress_snappy(block) if compression else block)
+    if compression:
+        kind = "Snappy" if compression == 1 else f"the unknown type {compression}"
+        raise ValueError(
+            f"the block at byte {offset} is compressed ({kind}), which is not supported: "
+            "TensorFlow's checkpoint writer never compresses"
+        )
+    return _parse_block(block)
 
 
 def _parse_block(block: bytes) -> dict[bytes, bytes]:
@@ -89,38 +93,3 @@ def _parse_block(block: bytes) -> dict[bytes, bytes]:
     if position != end:
         raise ValueError("the last entry of a block runs into its restart points")
     return entries
-
-
-def decompress_snappy(data: bytes) -> bytes:
-    """Return the plain bytes of a raw Snappy stream (no framing)."""
-    expected, position = read_varint(data, 0)
-    output = bytearray()
-    while position < len(data):
-        tag = data[position]
-        position += 1
-        if tag & 3 == 0:
-            length, extra = tag >> 2, max(0, (tag >> 2) - 59)
-            if extra:
-                length = int.from_bytes(take(data, position, extra), "little")
-            output += take(data, position + extra, length + 1)
-            position += extra + length + 1
-        else:
-            width = (0, 1, 2, 4)[tag & 3]
-            back = int.from_bytes(take(data, position, width), "little")
-            position += width
-            length = (tag >> 2) + 1
-            if width == 1:
-                back, length = back | (tag >> 5) << 8, (tag >> 2 & 7) + 4
-            _copy_back(output, back, length)
-    if len(output) != expected:
-        raise ValueError(f"a compressed block holds {len(output)} bytes, not the {expected} it promises")
-    return bytes(output)
-
-
-def _copy_back(output: bytearray, back: int, length: int) -> None:
-    """Append ``length`` bytes from ``back`` before the end; a copy may read what it has just written."""
-    if not 0 < back <= len(output):
-        raise ValueError(f"a compressed block refers {back} bytes back, where {len(output)} are known")
-    start = len(output) - back
-    pattern = output[start : start + length]
-    output += (pattern * (length // len(pattern) + 1))[:length]

@@ -1,0 +1,19 @@
+"""CRC-32C as LevelDB and TensorFlow store it."""
+
+from __future__ import annotations
+
+
+def masked_crc32c(data: bytes) -> int:
+    """Return the CRC rotated right by 15, plus a constant.
+
+    Raises:
+        ImportError: google-crc32c is not installed.
+    """
+    try:
+        from google_crc32c import value
+    except ImportError as error:
+        raise ImportError(
+            "reading TensorFlow checkpoints needs google-crc32c: pip install 'fastinpaint[convert]'"
+        ) from error
+    crc = int(value(data))
+    return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
