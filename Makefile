@@ -7,13 +7,14 @@ CSRC := $(wildcard $(foreach kind,cpp h inc cu cuh,$(foreach folder,csrc csrc/cp
 CXX_SOURCES := $(CSRC) $(wildcard tests/*/*.cpp tests/*/*.h)
 NATIVE := $(CSRC) setup.py
 
-.PHONY: demo test sanitize lint format bench clean
+.PHONY: demo test sanitize fuzz lint format bench clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo     train a small model for about three minutes and fill holes in photographs"
 	@echo "make test     the test suite"
 	@echo "make sanitize the native kernels under GCC's address, undefined behaviour and thread sanitizers, in ten minutes"
+	@echo "make fuzz     damaged files and odd arguments for ten minutes: no crash, no hang, no undocumented error"
 	@echo "make lint     ruff, mypy, clang-format, import-linter"
 	@echo "make format   let ruff and clang-format rewrite the sources"
 	@echo "make bench    the benchmarks, into benchmark-results/"
@@ -37,6 +38,9 @@ test: $(STAMP)
 
 sanitize: $(STAMP)
 	$(BIN)/python -m tests.sanitize
+
+fuzz: $(STAMP)
+	$(BIN)/python -m tests.fuzz
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
