@@ -6,8 +6,10 @@ STAMP := $(VENV)/.installed
 CSRC := $(wildcard $(foreach kind,cpp h inc cu cuh,$(foreach folder,csrc csrc/cpu csrc/cpu/simd csrc/cuda,$(folder)/*.$(kind))))
 CXX_SOURCES := $(CSRC) $(wildcard tests/*/*.cpp tests/*/*.h)
 NATIVE := $(CSRC) setup.py
+# Without the compiled extension every `make` installs again: a compiler may have come.
+UNBUILT := $(if $(wildcard fastinpaint/_C.*so),,unbuilt)
 
-.PHONY: demo test sanitize fuzz lint format bench clean
+.PHONY: demo test docs sanitize soak fuzz lint format bench clean unbuilt
 .DEFAULT_GOAL := help
 
 help:
@@ -15,8 +17,10 @@ help:
 	@echo "make test     the test suite"
 	@echo "make sanitize the native kernels under GCC's address, undefined behaviour and thread sanitizers, in ten minutes"
 	@echo "make fuzz     damaged files and odd arguments for ten minutes: no crash, no hang, no undocumented error"
+	@echo "make soak     fifty clients at once against the painter's server for five minutes"
 	@echo "make lint     ruff, mypy, clang-format, import-linter"
 	@echo "make format   let ruff and clang-format rewrite the sources"
+	@echo "make docs     the documentation, into build/site; warnings are errors"
 	@echo "make bench    the benchmarks, into benchmark-results/"
 	@echo "make clean    remove the environment and everything built"
 
@@ -26,18 +30,22 @@ $(VENV)/.created: constraints.txt
 	$(BIN)/python -m pip install -c constraints.txt torch numpy "setuptools>=77" wheel "ninja>=1.11"
 	@touch $@
 
-$(STAMP): $(VENV)/.created pyproject.toml $(NATIVE)
+$(STAMP): $(VENV)/.created pyproject.toml $(NATIVE) $(UNBUILT)
 	$(BIN)/python -m pip install --no-build-isolation -c constraints.txt -e ".[demo,test,lint]"
+	@$(BIN)/python -c "from fastinpaint.ops._backend import NATIVE_ERROR as error; error and print('Note:', error)"
 	@touch $@
 
 demo: $(STAMP)
 	$(BIN)/python -m fastinpaint demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --durations=10
 
 sanitize: $(STAMP)
 	$(BIN)/python -m tests.sanitize
+
+soak: $(STAMP)
+	$(BIN)/python -m tests.helpers.painter_soak
 
 fuzz: $(STAMP)
 	$(BIN)/python -m tests.fuzz
@@ -57,6 +65,10 @@ format: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python -m pip install --quiet --no-build-isolation -c constraints.txt -e ".[bench]"
 	$(BIN)/python -m benchmarks --out benchmark-results
+
+docs: $(STAMP)
+	$(BIN)/python -m pip install --quiet --no-build-isolation -c constraints.txt -e ".[docs]"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean:
 	rm -rf $(VENV) build *.egg-info fastinpaint/*.so

@@ -1,16 +1,21 @@
-"""Build ``fastinpaint/_C.abi3.so``; everything else about the package is in pyproject.toml.
+"""Build ``fastinpaint/_C.abi3.so`` and, with CUDA, ``fastinpaint/_C_cuda.abi3.so``; pyproject.toml says the rest.
+
+`_C` holds the schemas and the CPU kernels and loads into every torch from 2.10 on. `_C_cuda` holds the CUDA kernels and
+is loaded where torch is a CUDA build, so that a wheel with both serves a CPU build of torch too. A library that was not
+built leaves its reason in ``fastinpaint/_not_built.json``, for ``fastinpaint info`` and for warnings.
 
 Environment:
-    FASTINPAINT_NO_EXT=1   install without the extension.
-    FASTINPAINT_CUDA=1     compile csrc/cuda even where torch is not a CUDA build (to see that it compiles: the result
-                           loads into CUDA builds alone); =0 leaves it out.
+    FASTINPAINT_NO_EXT=1   install without either.
+    FASTINPAINT_CUDA=1     build `_C_cuda` even where torch is not a CUDA build; =0 leaves it out.
     TORCH_CUDA_ARCH_LIST   compute capabilities to compile for; those of the GPUs there are, or 8.0;9.0+PTX.
     FASTINPAINT_SANITIZE   address (undefined behaviour too) or thread: compile the CPU kernels with that sanitizer of
                            GCC, into build/sanitize/address or thread, never in place. `make sanitize` needs both.
     CXX, MAX_JOBS          the compiler, with options if need be ("g++ -Wshadow"), and how many of it run at a time.
 """
 
+import json
 import os
+import platform
 import re
 import shlex
 import shutil
@@ -20,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from setuptools import setup
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent.resolve()
 TORCH_TARGET_VERSION = "0x020a000000000000"  # 2.10: the oldest torch that the binary loads into
@@ -36,7 +42,11 @@ CXX_FLAGS = [
     "-Wno-unused-parameter",  # torch's headers
     "-Wno-psabi",
     "-Wno-maybe-uninitialized",  # GCC 12 on its own AVX-512 intrinsics
+    "-Wno-unknown-warning-option",  # clang has no such option
 ]
+# csrc/module.h has the exp of the oldest glibc on x86-64; today's would bind a wheel to glibc 2.29.
+OLD_GLIBC = ["-Wl,--wrap=exp"] if platform.libc_ver()[0] == "glibc" and platform.machine() == "x86_64" else []
+STABLE_ABI = not sysconfig.get_config_var("Py_GIL_DISABLED")  # free-threaded Python has none
 SANITIZERS = {"address": "-fsanitize=address,undefined,float-cast-overflow", "thread": "-fsanitize=thread"}
 SANITIZE_FLAGS = [  # after CXX_FLAGS
     "-fno-sanitize-recover=all",  # a report ends the process
@@ -109,12 +119,8 @@ def missing_for_cuda() -> str | None:
     return None
 
 
-def defines(cuda: bool) -> list[str]:
-    return [f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}", *(["-DUSE_CUDA"] if cuda else [])]
-
-
 def cuda_options() -> dict[str, list[str]]:
-    """What the extension takes with CUDA sources in it: headers, and the static runtime, so that no path is fixed."""
+    """What `_C_cuda` takes beside its sources: headers, and the static runtime, so that no path is fixed."""
     import torch
     from torch.utils import cpp_extension
 
@@ -133,38 +139,65 @@ def cuda_options() -> dict[str, list[str]]:
     }
 
 
-def extension_options() -> dict[str, Any]:
-    """Arguments of ``setup`` for the extension."""
-    from torch.utils.cpp_extension import BuildExtension, CppExtension
+def extension(name: str, sources: list[Path], macros: list[str], **options: list[str]) -> Any:
+    """One library of this package."""
+    from torch.utils.cpp_extension import CppExtension
 
+    macros = [f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}", *macros]
+    return CppExtension(
+        f"fastinpaint.{name}",
+        sorted(map(str, sources)),
+        include_dirs=[str(ROOT / "csrc"), *options.pop("include_dirs", [])],
+        depends=sorted(str(path) for path in Path("csrc").rglob("*") if path.suffix in {".h", ".inc", ".cuh"}),
+        extra_compile_args={
+            "cxx": [*macros, *CXX_FLAGS, *split_compiler()[1]],
+            "nvcc": [*macros, *NVCC_FLAGS],
+        },
+        extra_link_args=list(OLD_GLIBC),
+        py_limited_api=STABLE_ABI,
+        **options,
+    )
+
+
+def extension_options(not_built: dict[str, str]) -> dict[str, Any]:
+    """Arguments of ``setup`` for the libraries; what is not built goes with its reason into ``not_built``."""
+    from torch.utils.cpp_extension import BuildExtension
+
+    cuda = Path("csrc", "cuda")
+    extensions = [extension("_C", [*Path("csrc").glob("*.cpp"), *Path("csrc", "cpu").rglob("*.cpp")], [])]
     gap = missing_for_cuda()
-    if gap is not None:
+    if gap is None:
+        extensions.append(
+            extension("_C_cuda", [*cuda.glob("*.cpp"), *cuda.glob("*.cu")], ["-DUSE_CUDA"], **cuda_options())
+        )
+    else:
+        not_built["_C_cuda"] = gap
         print(f"fastinpaint: compiling for the CPU alone ({gap}).")
-    cuda = {} if gap else cuda_options()
     compiler, more = split_compiler()
     if more:  # torch takes CXX for a file's name
         os.environ["CXX"] = compiler
-    extension = CppExtension(
-        "fastinpaint._C",
-        sorted(map(str, [*Path("csrc").rglob("*.cpp"), *([] if gap else Path("csrc/cuda").glob("*.cu"))])),
-        include_dirs=[str(ROOT / "csrc"), *cuda.pop("include_dirs", [])],
-        depends=sorted(str(path) for path in Path("csrc").rglob("*") if path.suffix in {".h", ".inc", ".cuh"}),
-        extra_compile_args={
-            "cxx": [*defines(not gap), *CXX_FLAGS, *more],
-            "nvcc": [*defines(not gap), *NVCC_FLAGS],
-        },
-        py_limited_api=True,
-        **cuda,
-    )
     return {
-        "ext_modules": [extension],
+        "ext_modules": extensions,
         "cmdclass": {"build_ext": BuildExtension},
-        "options": {"bdist_wheel": {"py_limited_api": "cp310"}},
+        "options": {"bdist_wheel": {"py_limited_api": "cp310"}} if STABLE_ABI else {},
     }
 
 
+def write_reasons(not_built: dict[str, str]) -> type[build_py]:
+    """A ``build_py`` that also writes ``fastinpaint/_not_built.json``."""
+
+    class BuildPy(build_py):
+        def run(self) -> None:
+            super().run()
+            folder = Path("." if self.editable_mode else self.build_lib, "fastinpaint")
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "_not_built.json").write_text(json.dumps(not_built))
+
+    return BuildPy
+
+
 def sanitize(options: dict[str, Any], kind: str) -> dict[str, Any]:
-    """The same for an extension that reports its errors as it runs, with tests/sanitize/*.cpp in it."""
+    """The same for a `_C` that reports its errors as it runs, with tests/sanitize/*.cpp in it."""
     if kind not in SANITIZERS:
         raise SystemExit(f"FASTINPAINT_SANITIZE must be one of {', '.join(SANITIZERS)}, got {kind!r}")
     (extension,) = options["ext_modules"]
@@ -186,10 +219,20 @@ def sanitize(options: dict[str, Any], kind: str) -> dict[str, Any]:
     }
 
 
-if __name__ == "__main__":
+def main() -> None:
+    not_built = {}
     reason = missing_for_extension()
-    if reason is not None:
+    if reason is None:
+        options = extension_options(not_built)
+    else:
+        options = {}
+        not_built |= {"_C": reason, "_C_cuda": reason}
         print(f"fastinpaint: installing without its compiled extension ({reason}); the reference backend serves.")
-    options = {} if reason else extension_options()
     kind = os.environ.get("FASTINPAINT_SANITIZE")
-    setup(**(sanitize(options, kind) if options and kind else options))
+    if options and kind:
+        options = sanitize(options, kind)
+    setup(**{**options, "cmdclass": {**options.get("cmdclass", {}), "build_py": write_reasons(not_built)}})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,6 +1,7 @@
-// Every schema of the namespace fastinpaint. An operator's kernels are registered in csrc/<op>.cpp and
-// csrc/cuda/<op>.cu; its fake and its autograd formula in fastinpaint/ops/<op>.py.
-#include <Python.h>
+// `fastinpaint._C`: every schema of the namespace fastinpaint, and the CPU kernels. An operator's kernels are
+// registered in csrc/cpu/<op>.cpp and, for `fastinpaint._C_cuda`, in csrc/cuda/<op>.cu; its fake and its
+// autograd formula in fastinpaint/ops/<op>.py.
+#include "module.h"
 
 #include "checks.h"
 #include "cpu/simd/isa.h"
@@ -11,7 +12,7 @@ STABLE_TORCH_LIBRARY(fastinpaint, m) {
       "canny(Tensor image, float[] weights, float low_threshold, float high_threshold, Tensor? mask) -> "
       "Tensor");
   m.def(
-      "canny_pyramid(Tensor image, int[] sizes, float[] weights, float low_threshold, float high_threshold)"
+      "canny_pyramid(Tensor image, SymInt[] sizes, float[] weights, float low_threshold, float high_threshold)"
       " -> Tensor[]");
   m.def(
       "patch_attention(Tensor features, int kernel_size, int stride, float softmax_scale, bool overlap_add) "
@@ -46,9 +47,4 @@ STABLE_TORCH_LIBRARY_IMPL(fastinpaint, CompositeExplicitAutograd, m) {
   m.impl("cpu_isa", TORCH_BOX(&cpu_isa));
 }
 
-// `import fastinpaint._C` loads the library; loading it registers the operators. The module itself is empty.
-extern "C" __attribute__((visibility("default"))) PyObject* PyInit__C(void) {
-  static PyModuleDef module = {
-      PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
-  return PyModule_Create(&module);
-}
+FASTINPAINT_MODULE(_C)

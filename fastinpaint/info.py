@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import re
 import warnings
 from collections.abc import Callable
 from importlib import import_module
@@ -95,12 +94,12 @@ def _devices() -> dict[str, str]:
 def _extension() -> dict[str, str]:
     import torch
 
-    from fastinpaint.ops._backend import NATIVE_ERROR, cpu_isa
+    from fastinpaint.ops._backend import CUDA_ERROR, NATIVE_ERROR, cpu_isa
 
     abi = {"compiler ABI": f"C++11 {'yes' if torch.compiled_with_cxx11_abi() else 'no'} (torch), stable ABI (ours)"}
     if NATIVE_ERROR is not None:
         return {"status": NATIVE_ERROR} | abi
-    return {"status": "loaded", "CPU kernels": str(cpu_isa())} | abi
+    return {"status": "loaded", "CPU kernels": str(cpu_isa()), "CUDA kernels": CUDA_ERROR or "loaded"} | abi
 
 
 def _operators() -> dict[str, Any]:
@@ -140,9 +139,12 @@ def _calls(device: torch.device) -> dict[str, Callable[[str], object]]:
 
 
 def _reason(call: Callable[[str], object], backend: str) -> str | None:
+    from fastinpaint.ops._backend import BackendUnavailable
+
     try:
         call(backend)
+    except BackendUnavailable as error:
+        return error.reasons[backend]
     except Exception as error:
-        found = re.search(rf"\b{backend}: ([^;]*?)(?:;|\)$)", str(error))
-        return found[1] if found else f"{type(error).__name__}: {error}"
+        return f"{type(error).__name__}: {error}"
     return None

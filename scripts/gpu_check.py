@@ -8,8 +8,9 @@ leaves what was finished. A step that fails or takes too long does not stop the 
 Canny nothing runs (``--without-canny`` insists). ``python -m benchmarks.results --from-archive FOLDER/results.tgz``
 turns the archive into tables and plots.
 
-The machine needs torch, Triton, pytest, pytest-xdist, pytest-timeout, hypothesis, numpy, safetensors, tqdm; nvcc where
-fastinpaint/_C.abi3.so has no CUDA kernels that load. FASTINPAINT_COMMIT names the commit where there is no git.
+The machine needs torch, Triton, pytest, pytest-xdist, pytest-timeout, hypothesis, numpy, safetensors, tqdm, lazy_loader;
+nvcc where fastinpaint/_C_cuda.abi3.so, carried beside _C.abi3.so, is not there or does not load. FASTINPAINT_COMMIT names
+the commit where there is no git.
 ``--dry-run`` takes every step on a CPU that stands in for a GPU, with stand-ins for nvidia-smi, ncu and
 compute-sanitizer.
 
@@ -438,7 +439,7 @@ MACHINE = Step(
     last_lines("machine"),
 )  # fmt: skip
 BUILD = Step(
-    "build", "the extension, because the one carried has no CUDA kernels that load", 150, build_command,
+    "build", "both libraries of the extension, because no CUDA kernels came along that load", 150, build_command,
     last_lines("build", 3),
     {"MAX_JOBS": str(os.cpu_count() or 1), "TORCH_CUDA_ARCH_LIST": os.environ.get("TORCH_CUDA_ARCH_LIST", "9.0")},
 )  # fmt: skip

@@ -11,6 +11,16 @@ settings.register_profile("suite", deadline=None, derandomize=True, max_examples
 settings.load_profile("suite")
 
 
+def pytest_configure(config):
+    """FASTINPAINT_REQUIRE_NATIVE=1: without the compiled extension the suite fails; else tests that need it skip."""
+    if os.environ.get("FASTINPAINT_REQUIRE_NATIVE") != "1":
+        return
+    from fastinpaint.ops._backend import NATIVE_ERROR
+
+    if NATIVE_ERROR is not None:
+        raise pytest.UsageError(f"FASTINPAINT_REQUIRE_NATIVE=1, but {NATIVE_ERROR}")
+
+
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)

@@ -1,10 +1,14 @@
+import pickle
+import re
 import subprocess
 import sys
 import warnings
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 
+import fastinpaint as fi
 from fastinpaint.ops import _backend
 
 
@@ -33,6 +37,15 @@ def test_named_backend_never_falls_back():
         _backend.select("op", "native", candidates)
 
 
+def test_the_reasons_can_be_read():
+    with pytest.raises(fi.BackendUnavailable) as caught:
+        _backend.select("op", "native", {"native": "not built", "reference": None, "triton": "no GPU"})
+    for error in (caught.value, pickle.loads(pickle.dumps(caught.value))):
+        assert error.reasons == {"native": "not built", "triton": "no GPU"}
+        assert (error.op, error.backend) == ("op", "native")
+        assert "native: not built" in str(error)
+
+
 def test_backend_that_the_op_lacks():
     with pytest.raises(ValueError, match="op has no such backend"):
         _backend.select("op", "triton", {"reference": None})
@@ -47,6 +60,11 @@ def test_environment_sets_the_default(monkeypatch):
     monkeypatch.setenv("FASTINPAINT_BACKEND", "reference")
     assert _backend.select("op", "auto", {"native": None, "reference": None}) == "reference"
     assert _backend.select("op", "native", {"native": None, "reference": None}) == "native"
+
+
+def test_an_empty_environment_variable_is_none(monkeypatch):
+    monkeypatch.setenv("FASTINPAINT_BACKEND", "")
+    assert _backend.select("op", "auto", {"native": None, "reference": None}) == "native"
 
 
 def test_environment_default_may_fall_back(monkeypatch):
@@ -93,3 +111,166 @@ def test_importing_the_package_loads_no_kernel():
         "assert not loaded, loaded"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+IMAGE = torch.linspace(-1, 1, 192).view(1, 3, 8, 8).sin()
+POINTS = [torch.linspace(-2, 2, 24).view(1, 6, 4).mul(k).cos() for k in (3, 5, 7)]
+MAPS = [torch.linspace(-3, 3, 384).view(1, 6, 8, 8).cos(), torch.linspace(-5, 5, 96).view(1, 6, 4, 4).sin()]
+EDGES = [IMAGE[:, :1] > 0, IMAGE[:, :1, ::2, ::2] > 0]
+DIFFERENTIABLE = {
+    "sobel_edges": (fi.sobel_edges, [IMAGE]),
+    "edge_priority": (fi.edge_priority, [IMAGE[:, :1]]),
+    "instance_norm": (lambda x, **options: fi.instance_norm(x, None, None, **options), [IMAGE]),
+    "pooled_attention": (fi.pooled_attention, POINTS),
+    "patch_attention": (fi.patch_attention, [IMAGE]),
+    "pyramid_structure_loss": (
+        lambda *maps, **options: fi.pyramid_structure_loss(IMAGE, maps, edges=EDGES, **options),
+        MAPS,
+    ),
+}
+KERNELS = sorted(set(DIFFERENTIABLE) - {"instance_norm"})
+needs_native = pytest.mark.skipif(_backend.NATIVE_ERROR is not None, reason=str(_backend.NATIVE_ERROR))
+
+
+def _slope(call, inputs, tangents):
+    """The directional derivative, by way of the reference's gradients."""
+    leaves = [x.clone().requires_grad_() for x in inputs]
+    output = call(*leaves, backend="reference")
+    cotangent = torch.ones_like(output, requires_grad=True)
+    backward = torch.autograd.grad(output, leaves, cotangent, create_graph=True)
+    return torch.autograd.grad(backward, cotangent, tangents)[0]
+
+
+@pytest.mark.filterwarnings("ignore:fastinpaint:RuntimeWarning")
+@pytest.mark.parametrize("name", DIFFERENTIABLE)
+def test_forward_mode_derivatives_are_those_of_the_reference(name):
+    call, inputs = DIFFERENTIABLE[name]
+    tangents = [x.flip(-1) for x in inputs]
+    wanted = _slope(call, inputs, tangents)
+    assert wanted.any()
+    torch.testing.assert_close(torch.func.jvp(call, tuple(inputs), tuple(tangents))[1], wanted)
+    with forward_ad.dual_level():
+        output = call(*(forward_ad.make_dual(x, t) for x, t in zip(inputs, tangents, strict=True)))
+        torch.testing.assert_close(forward_ad.unpack_dual(output).tangent, wanted)
+    first = lambda x: call(x, *inputs[1:])  # noqa: E731
+    torch.testing.assert_close(torch.func.jacfwd(first)(inputs[0]), torch.func.jacrev(first)(inputs[0]))
+
+
+@pytest.mark.filterwarnings("ignore:fastinpaint:RuntimeWarning")
+@pytest.mark.parametrize("name", DIFFERENTIABLE)
+def test_torch_func_differentiates(name):
+    call, inputs = DIFFERENTIABLE[name]
+    leaves = [x.clone().requires_grad_() for x in inputs]
+    squares = lambda *x, **options: call(*x, **options).square().sum()  # noqa: E731
+    wanted = torch.autograd.grad(squares(*leaves, backend="reference"), leaves)
+    torch.testing.assert_close(torch.func.grad(squares, tuple(range(len(inputs))))(*inputs), wanted)
+    batched = [torch.stack([x, x.flip(-1)]) for x in inputs]
+    found = torch.func.vmap(torch.func.grad(squares))(*batched)  # gradients of each sample
+    torch.testing.assert_close(found[0], wanted[0])
+
+
+@needs_native
+@pytest.mark.parametrize("name", KERNELS)
+def test_a_named_kernel_refuses_what_it_cannot_differentiate(name):
+    call, inputs = DIFFERENTIABLE[name]
+    native = lambda *x: call(*x, backend="native")  # noqa: E731
+    for transform in (
+        lambda: torch.func.jvp(native, tuple(inputs), tuple(inputs)),
+        lambda: torch.func.jacfwd(native)(*inputs),
+        lambda: torch.func.vjp(native, *inputs),
+        lambda: torch.func.hessian(lambda *x: native(*x).sum())(*inputs),
+    ):
+        with pytest.raises(fi.BackendUnavailable, match=r'native: .* take backend="reference"'):
+            transform()
+
+
+@needs_native
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", KERNELS)
+def test_vmap_takes_the_kernel(name):
+    call, inputs = DIFFERENTIABLE[name]
+    batched = [torch.stack([x, x.flip(-1), 2 * x], 1) for x in inputs]
+    leaves = [x.requires_grad_() for x in batched]
+    found = torch.func.vmap(lambda *x: call(*x, backend="native"), in_dims=1)(*leaves)
+    wanted = torch.stack([call(*(x[:, i] for x in leaves), backend="native") for i in range(3)])
+    torch.testing.assert_close(found, wanted)
+    cotangents = torch.stack([torch.ones_like(found), found.detach()])
+    rows = torch.func.vmap(lambda c: torch.autograd.grad(found, leaves, c, retain_graph=True))(cotangents)
+    torch.testing.assert_close([row[1] for row in rows], list(torch.autograd.grad(wanted, leaves, cotangents[1])))
+
+
+@pytest.mark.parametrize("backend", ["reference", pytest.param("native", marks=needs_native)])
+def test_vmap_of_operators_that_return_lists(backend):
+    images = torch.stack([IMAGE.repeat(1, 1, 4, 4), -IMAGE.repeat(1, 1, 4, 4).flip(-1)])
+    found = torch.func.vmap(lambda image: fi.canny_pyramid(image, backend=backend))(images)
+    for i in range(2):
+        wanted = fi.canny_pyramid(images[i], backend=backend)
+        assert wanted[0].any()
+        assert all(torch.equal(maps[i], one) for maps, one in zip(found, wanted, strict=True))
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", DIFFERENTIABLE)
+def test_meta_tensors_give_shapes(name):
+    call, inputs = DIFFERENTIABLE[name]
+    leaves = [x.to("meta").requires_grad_() for x in inputs]
+    edges = [edge_map.to("meta") for edge_map in EDGES]
+    if name == "pyramid_structure_loss":
+        call = lambda *maps: fi.pyramid_structure_loss(IMAGE.to("meta"), maps, edges=edges)  # noqa: E731
+    output = call(*leaves)
+    assert output.is_meta
+    assert output.shape == DIFFERENTIABLE[name][0](*inputs).shape
+    assert all(g.is_meta for g in torch.autograd.grad(output.sum(), leaves))
+
+
+@pytest.mark.parametrize("option", [{"mode": "nearest"}, {}])
+def test_meta_tensors_give_shapes_of_edges(option):
+    image = IMAGE.to("meta")
+    assert fi.canny(image, **option).shape == (1, 1, 8, 8)
+    assert [edges.shape[-1] for edges in fi.canny_pyramid(image)] == [8, 4, 2]
+    assert fi.pyramid_structure_loss(image, [x.to("meta") for x in MAPS]).is_meta
+
+
+FEATURES = torch.zeros(1, 2, 6, 6)
+NUMBERS = {
+    "edge_priority": (lambda **o: fi.edge_priority(FEATURES[:, :1], **o), ("kernel_size", "iterations"), ("sigma",)),
+    "patch_attention": (lambda **o: fi.patch_attention(FEATURES, **o), ("kernel_size", "stride"), ("softmax_scale",)),
+    "instance_norm": (lambda **o: fi.instance_norm(FEATURES, None, None, **o), ("padding",), ("eps",)),
+    "canny": (lambda **o: fi.canny(FEATURES[:, :1], **o), (), ("sigma", "low_threshold", "high_threshold", "cval")),
+    "canny_pyramid": (lambda **o: fi.canny_pyramid(FEATURES[:, :1], **o), (), ("sigma", "low_threshold")),
+    "pyramid_structure_loss": (
+        lambda **o: fi.pyramid_structure_loss(IMAGE, MAPS, **o),
+        (),
+        ("sigma", "edge_alpha", "grad_alpha"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_options_of_a_wrong_type_are_named(name):
+    call, integers, numbers = NUMBERS[name]
+    for option in integers:
+        for value in (3.0, "3", None, True, torch.tensor(3.0)):
+            with pytest.raises(TypeError, match=f"^{name}: {option} must be an integer, got"):
+                call(**{option: value})
+        with pytest.raises(ValueError, match=f"^{name}: {option} must be "):
+            call(**{option: -1})
+    for option in numbers:
+        for value in ("1", [1.0], True, 1j):
+            with pytest.raises(TypeError, match=f"^{name}: {option} must be a number, got"):
+                call(**{option: value})
+        with pytest.raises(ValueError, match=f"^{name}: {option} must be "):
+            call(**{option: float("nan")})
+
+
+@pytest.mark.parametrize("name", ["canny", "canny_pyramid", "pyramid_structure_loss"])
+@pytest.mark.parametrize("sigma", [1e6, 1e30, float("inf"), -0.5])
+def test_a_sigma_out_of_range_is_named(name, sigma):
+    wanted = re.escape(f"{name}: sigma must be at least 0 and less than 1e+06, got {sigma}")
+    with pytest.raises(ValueError, match=wanted):
+        NUMBERS[name][0](sigma=sigma)
+
+
+def test_scales_of_a_wrong_type_are_named():
+    with pytest.raises(TypeError, match=r"^canny_pyramid: each of scales must be an integer, got 1\.5"):
+        fi.canny_pyramid(IMAGE, scales=(1, 1.5))

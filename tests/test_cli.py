@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 
@@ -8,6 +9,7 @@ from PIL import Image
 
 import fastinpaint
 from fastinpaint.cli import COMMANDS, main
+from fastinpaint.errors import one_line
 from fastinpaint.inference.inpainter import Inpainter
 from fastinpaint.models import pretrained
 from fastinpaint.models.discriminator import PatchDiscriminator
@@ -103,6 +105,98 @@ def test_errors_of_users_are_one_line_without_a_trace(arguments, message, capsys
     assert message in error
 
 
+def failing(monkeypatch, error):
+    def run(options):
+        raise error
+
+    monkeypatch.setattr(COMMANDS["info"], "run", run)
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (ValueError("wanted\n  this"), "wanted this"),
+        (OSError(28, "No space left on device", "out.png"), "out.png: No space left on device"),
+        (
+            AssertionError("Torch not compiled with CUDA enabled"),
+            "AssertionError: Torch not compiled with CUDA enabled",
+        ),
+        (TypeError("f() takes 1 positional argument"), "TypeError: f() takes 1 positional argument"),
+        (RuntimeError(), "RuntimeError"),
+    ],
+)
+def test_any_error_is_one_line_and_a_bug_hints_at_its_traceback(error, line, monkeypatch, capsys):
+    failing(monkeypatch, error)
+    assert main(["info"]) == 1
+    hint = "" if isinstance(error, ValueError | OSError) else " (--debug shows where)"
+    assert capsys.readouterr().err == f"fastinpaint: error: {line}{hint}\n"
+
+
+@pytest.mark.parametrize("arguments", [["--debug", "info"], ["info", "--debug"]])
+def test_debug_shows_the_traceback(arguments, monkeypatch, capsys):
+    failing(monkeypatch, ValueError("wanted this"))
+    assert main(arguments) == 1
+    error = capsys.readouterr().err
+    assert "Traceback (most recent call last)" in error
+    assert error.endswith("fastinpaint: error: wanted this\n")
+
+
+class _Unreadable(torch.utils.data.Dataset):
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        raise ValueError(f"{index}.png cannot be read:\n  it is damaged")
+
+
+def test_errors_of_data_workers_lose_their_traceback():
+    with pytest.raises(ValueError, match="Traceback") as found:
+        next(iter(torch.utils.data.DataLoader(_Unreadable(), num_workers=1)))
+    assert one_line(found.value).endswith("it is damaged")
+    assert "Traceback" not in one_line(found.value)
+    assert "File" not in one_line(found.value)
+
+
+def run_in_shell(command, **environment):
+    python = f"{sys.executable} -m fastinpaint"
+    return subprocess.run(
+        ["bash", "-o", "pipefail", "-c", command.replace("fastinpaint", python)],
+        env=os.environ | environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_leaves_is_no_error(unbuffered):
+    found = run_in_shell("fastinpaint train --print-config | true", PYTHONUNBUFFERED=unbuffered)
+    assert (found.returncode, found.stderr) == (0, "")
+
+
+def test_ascii_terminal(tmp_path):
+    folder = tmp_path / "Bücher"
+    found = run_in_shell(f"fastinpaint masks --count 1 --size 16 16 --output {folder}", PYTHONIOENCODING="ascii")
+    assert (found.returncode, found.stderr) == (0, "")
+    assert "B\\xfccher" in found.stdout
+    assert len(list(folder.iterdir())) == 1
+
+
+def test_sigterm_leaves_no_temporary_file(tmp_path):
+    code = (
+        "import os, signal, sys\n"
+        "from pathlib import Path\n"
+        "from fastinpaint.cli import COMMANDS, main\n"
+        "from fastinpaint.files import atomic_write\n"
+        "def run(options):\n"
+        "    with atomic_write('out.txt') as temporary:\n"
+        "        temporary.write_text('half')\n"
+        "        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "COMMANDS['info'].run = run\n"
+        "sys.exit(main(['info']))"
+    )
+    found = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=False)
+    assert found.returncode == 143
+    assert not list(tmp_path.iterdir())
+
+
 class TestTrain:
     def test_printed_config_is_read_back(self, tmp_path, capsys):
         assert main(["train", "--print-config", "--masks.brush-width", "[3, 5]", "--learning-rate", "1e-4"]) == 0
@@ -156,7 +250,7 @@ class TestInpaint:
 
     def test_failures_are_named_and_counted(self, model, photo, capsys):
         (photo / "broken.png").write_bytes(b"no image")
-        arguments = self.arguments(model, photo, image=photo, output=photo / "filled")
+        arguments = self.arguments(model, photo, image=photo, output=photo.parent / f"{photo.name}-filled")
         assert main(arguments) == 1
         streams = capsys.readouterr()
         assert "broken.png" in streams.err
@@ -164,6 +258,14 @@ class TestInpaint:
 
 
 class TestConvert:
+    def test_a_model_is_replaced_only_when_asked(self, model, capsys):
+        before = (model / "config.json").read_bytes()
+        assert main(["convert", str(CHECKPOINT), str(model)]) == 1
+        assert "--overwrite replaces the model" in capsys.readouterr().err
+        assert (model / "config.json").read_bytes() == before
+        assert main(["convert", str(CHECKPOINT), str(model), "--overwrite"]) == 0
+        assert (model / "config.json").read_bytes() != before
+
     def test_generator_agrees_with_the_original(self, tmp_path, capsys):
         assert main(["convert", str(CHECKPOINT), str(tmp_path / "model")]) == 0
         assert "InpaintGenerator written" in capsys.readouterr().out

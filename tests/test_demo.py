@@ -3,66 +3,75 @@ import pytest
 import torch
 from PIL import Image
 
-from fastinpaint.demo import DemoSettings, run_demo
-from fastinpaint.demo.photographs import (
-    SEEN,
-    UNSEEN,
-    draw_cases,
-    load_photographs,
-    training_batches,
-)
+from fastinpaint.demo import OWN, UNSEEN, DemoSettings, run_demo
+from fastinpaint.demo.photographs import draw_cases, load_photographs, read_photographs, training_batches
 from fastinpaint.demo.scores import hole_psnr
 from fastinpaint.evaluation.baselines import mean_color, telea
 from fastinpaint.inference.inpainter import Inpainter
+from fastinpaint.models.generator import InpaintGenerator
 from fastinpaint.training.metrics import read_metrics
 from fastinpaint.visualize.sheets import draw_sheet, edge_cell, gradient_cell
 
 pytest.importorskip("skimage")
 
-SMALL = DemoSettings(base_channels=4, size=32, batch_size=4, holes_per_photograph=2, sheet_rows=2, updates=60)
+SMALL = DemoSettings(size=48, tune_size=32, batch_size=4, holes_per_photograph=1, sheet_rows=2, updates=60)
 
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    paths = run_demo(tmp_path_factory.mktemp("demo"), device="cpu", settings=SMALL)
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("demo")
+    InpaintGenerator(4, head_norm=False).save_pretrained(folder / "before")
+    paths = run_demo(folder / "out", model=folder / "before", device="cpu", settings=SMALL)
     torch.set_num_threads(threads)
     return paths
 
 
 def test_pictures_and_table_are_there(demo):
-    sheet = np.asarray(Image.open(demo["contact_sheet"]))
-    assert sheet.shape[0] > 4 * 192
-    assert sheet.std() > 20
+    for name in ("filled", "fine_tuning"):
+        sheet = np.asarray(Image.open(demo[name]))
+        assert sheet.shape[0] > 2 * 192
+        assert sheet.std() > 20
     assert np.asarray(Image.open(demo["losses"])).std() > 5
     report = demo["report"].read_text()
-    for word in ("Telea", "mean colour", "images/s", "ms per image", "never saw"):
+    for word in ("Telea", "mean colour", "images/s", "ms per image", "never saw", "memorised"):
         assert word in report
 
 
-def test_training_really_happened(demo):
+def test_fine_tuning_really_happened(demo):
     totals = [row["total"] for row in read_metrics(demo["metrics"])]
     assert len(totals) == 60
     assert np.mean(totals[-10:]) < 0.9 * np.mean(totals[:10])
+    rows = [line.split("|")[3].strip() for line in demo["report"].read_text().splitlines() if "fine-tuning" in line][:2]
+    before, after = map(float, rows)
+    assert after > before + 0.5
 
 
 def test_the_model_fills_and_leaves_the_rest_alone(demo):
     inpainter = Inpainter.from_pretrained(demo["model"], device="cpu")
-    for case in draw_cases(load_photographs(SEEN[:1], 32), 2, 32, seed=5):
+    for case in draw_cases(load_photographs(OWN[:1], 32), 2, 32, seed=5):
         filled = inpainter(case.picture, case.hole)
         np.testing.assert_array_equal(filled[~case.hole], case.picture[~case.hole])
         assert 5 < hole_psnr(filled, case) < 60
 
 
+def test_pictures_of_a_folder(tmp_path):
+    for name in ("b", "a", "c"):
+        Image.new("RGB", (50, 40), (200, 30, 30)).save(tmp_path / f"{name}.png")
+    pictures = read_photographs(tmp_path, 32, 2)
+    assert list(pictures) == ["a", "b"]
+    assert all(picture.shape == (32, 32, 3) for picture in pictures.values())
+
+
 def test_photographs_are_colour_and_of_the_asked_size():
-    pictures = load_photographs(SEEN + UNSEEN, 40)
+    pictures = load_photographs(UNSEEN, 40)
     assert all(picture.shape == (40, 40, 3) and picture.std() > 5 for picture in pictures.values())
-    assert not set(SEEN) & set(UNSEEN)
 
 
 def test_cases_and_batches_depend_on_the_seed_only():
-    pictures = load_photographs(SEEN[:2], 32)
+    pictures = load_photographs(OWN[:2], 32)
     first, again, other = (draw_cases(pictures, 2, 32, seed) for seed in (1, 1, 2))
     for a, b in zip(first, again, strict=True):
         np.testing.assert_array_equal(a.picture, b.picture)
@@ -78,7 +87,7 @@ def test_cases_and_batches_depend_on_the_seed_only():
 
 
 def test_baselines_and_their_measure():
-    (case,) = draw_cases(load_photographs(SEEN[:1], 32), 1, 32, seed=3)
+    (case,) = draw_cases(load_photographs(OWN[:1], 32), 1, 32, seed=3)
     for fill in (telea, mean_color):
         filled = fill(case.picture, case.hole)
         np.testing.assert_array_equal(filled[~case.hole], case.picture[~case.hole])

@@ -146,6 +146,50 @@ def test_large_values_do_not_overflow(size, backend):
         torch.testing.assert_close(output / size, fi.pooled_attention(q, k, value, backend="reference"))
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_key_mask_is_as_if_the_other_keys_were_not_there(dtype, backend):
+    if backend == "native" and dtype == torch.float64:
+        pytest.skip("float64 needs the reference")
+    query, key, value = _inputs(2, 40, 23, 4, 3, dtype)
+    mask = torch.rand(23) > 0.4
+    grad = torch.randn(2, 40, 3, dtype=dtype)
+    rest = [query, key[:, mask], value[:, mask]]
+    wanted = _gradients(rest, grad, dtype)
+    for hidden in (1.0, 1e4, float("inf"), float("nan")):
+        key[:, ~mask] = value[:, ~mask] = hidden
+        leaves = [x.clone().requires_grad_() for x in (query, key, value)]
+        output = fi.pooled_attention(*leaves, key_mask=mask.expand(2, 23), backend=backend)
+        gradients = torch.autograd.grad(output, leaves, grad)
+        assert not gradients[1][:, ~mask].any()
+        assert not gradients[2][:, ~mask].any()
+        found = [output.detach(), gradients[0], gradients[1][:, mask], gradients[2][:, mask]]
+        torch.testing.assert_close(found, wanted, rtol=1e-5 if dtype != torch.bfloat16 else 1e-2, atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_an_entry_without_keys_to_attend_to_is_zero(backend):
+    leaves = [x.requires_grad_() for x in _inputs(2, 5, 7, 4, 3)]
+    mask = torch.ones(2, 7, dtype=torch.bool)
+    mask[0] = False
+    output = fi.pooled_attention(*leaves, key_mask=mask, backend=backend)
+    assert not output[0].any()
+    torch.testing.assert_close(output[1], fi.pooled_attention(*leaves, backend="reference")[1])
+    for gradient in torch.autograd.grad(output.sum(), leaves):
+        assert not gradient[0].any()
+        assert gradient[1].isfinite().all()
+
+
+def test_errors_of_key_mask():
+    inputs = _inputs(2, 6, 5, 4, 3)
+    with pytest.raises(TypeError, match=r"pooled_attention: key_mask must be bool, got torch.float32"):
+        fi.pooled_attention(*inputs, key_mask=torch.ones(2, 5))
+    with pytest.raises(ValueError, match=r"key_mask must have shape \(2, 5\), got \(2, 6\)"):
+        fi.pooled_attention(*inputs, key_mask=torch.ones(2, 6, dtype=torch.bool))
+    with pytest.raises(TypeError, match=r"key_mask must be a tensor \(2, 5\), got list"):
+        fi.pooled_attention(*inputs, key_mask=[True] * 5)
+
+
 @native_only
 def test_same_bits_for_any_number_of_threads():
     inputs, grad = _inputs(2, 700, 130, 4, 4), torch.randn(2, 700, 4)

@@ -235,10 +235,20 @@ class TestMuon:
         target = torch.randn(8, 3, 3, 3)
         (kernel - target).square().sum().backward()
         Muon([kernel], lr=0.1).step()
-        assert (kernel - before).norm().item() == pytest.approx(0.1 * before.norm().item(), rel=1e-4)
+        angle = torch.nn.functional.cosine_similarity(kernel.flatten(), before.flatten(), dim=0).arccos().item()
+        assert 0.05 < angle < 0.101  # a step of 0.1 of the norm, and what of it does not lie across the kernel is lost
         assert (kernel - target).norm() < (before - target).norm()
 
-    def test_learner_gives_it_the_kernels_but_not_the_heads(self):
+    def test_norms_stay(self):
+        kernel = torch.nn.Parameter(torch.randn(8, 3, 3, 3))
+        norm = kernel.detach().norm()
+        optimizer = Muon([kernel], lr=0.05)
+        for _ in range(100):
+            kernel.grad = torch.randn_like(kernel)
+            optimizer.step()
+        assert kernel.norm().item() == pytest.approx(norm.item(), rel=1e-4)
+
+    def test_it_gets_the_weights_in_front_of_norms(self):
         generator = InpaintGenerator(2, head_norm=False)
         objective = InpaintObjective(LossWeights(adversarial=0.0, content=0.0, style=0.0))
         train_step = TrainStep(generator, objective, muon_lr=0.01)
@@ -249,7 +259,9 @@ class TestMuon:
         assert muon | adam == {id(p) for p in generator.parameters()}
         assert not muon & adam
         assert id(generator.encoder[0].convolution.weight) in muon
-        assert {id(p) for name, p in generator.named_parameters() if "head" in name} <= adam
+        assert {
+            id(p) for name, p in generator.named_parameters() if any(s in name for s in ("head", "query", "key"))
+        } <= adam
         train_step.scale_learning_rates(0.5)
         assert train_step.optimizers["muon"].param_groups[0]["lr"] == 0.005
 
@@ -499,11 +511,6 @@ class TestTrainer:
     def test_weight_zero_builds_no_discriminator(self, config):
         trainer = Trainer(dataclasses.replace(config, losses=LossWeights(adversarial=0.0)))
         assert trainer.train_step.networks.keys() == {"generator"}
-
-    def test_several_devices_are_refused(self, config, monkeypatch):
-        monkeypatch.setenv("WORLD_SIZE", "2")
-        with pytest.raises(ValueError, match="one device"):
-            Trainer(config)
 
     def test_an_unreadable_image_is_skipped(self, config, photographs):
         (photographs / "broken.png").write_bytes(b"no image")

@@ -1,10 +1,11 @@
-"""The demo's photographs, which ship with scikit-image, and fixed holes in them."""
+"""The demo's photographs, from scikit-image or from a folder, and fixed holes in them."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -12,11 +13,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fastinpaint.data.images import square_crop_resize
+from fastinpaint.data.images import find_images, read_image, square_crop_resize
 from fastinpaint.data.masks import MaskConfig, MaskSampler
-
-SEEN = ("astronaut", "coffee", "chelsea", "rocket")
-UNSEEN = ("stereo_motorcycle", "camera", "coins", "retina")
 
 HOLES = MaskConfig(  # half boxes, half strokes; lengths are for 256 pixels and scale with the square
     dilate_probability=0.0,
@@ -53,6 +51,15 @@ def load_photographs(names: tuple[str, ...], size: int) -> dict[str, Picture]:
             "the demo takes its photographs from scikit-image: pip install 'fastinpaint[demo]'"
         ) from error
     return {name: _square(getattr(skimage.data, name)(), size) for name in names}
+
+
+def read_photographs(folder: Path, size: int, most: int) -> dict[str, Picture]:
+    """Read the first ``most`` pictures of a folder, each as the square from its middle, (size, size, 3) uint8.
+
+    Raises:
+        FileNotFoundError, ValueError: There is no such folder, no picture in it, or one cannot be read.
+    """
+    return {path.stem: np.array(square_crop_resize(read_image(path), size)) for path in find_images(folder)[:most]}
 
 
 def _square(loaded: Picture | tuple[Picture, ...], size: int) -> Picture:

@@ -4,49 +4,89 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from fastinpaint.demo.learning import Lesson
 from fastinpaint.demo.photographs import Case, signed_tensor
 from fastinpaint.demo.scores import METHODS, Scores, hole_psnr
 from fastinpaint.files import atomic_write
+from fastinpaint.models.generator import InpaintGenerator
+from fastinpaint.models.inputs import assemble_known_input
 from fastinpaint.training.metrics import MetricsLog, draw_curves
-from fastinpaint.training.train_step import TrainStep
 from fastinpaint.visualize.sheets import Cell, draw_sheet, edge_cell, gradient_cell
+
+if TYPE_CHECKING:
+    from fastinpaint.demo import DemoSettings
 
 _CURVE_POINTS = 200
 
 
-@torch.no_grad()
-def draw_contact_sheet(
-    path: Path, train_step: TrainStep, groups: Sequence[tuple[Sequence[Case], Scores]], rows: int
-) -> None:
-    """Draw ``rows`` cases of each group, spread evenly: hole, result, Telea, truth, predicted structure."""
+def draw_filled(path: Path, generator: InpaintGenerator, cases: Sequence[Case], scores: Scores, rows: int) -> None:
+    """Draw ``rows`` cases, spread evenly: hole, result, Telea, truth, predicted structure."""
     cells, notes = [], []
-    for cases, scores in groups:
-        step = max(len(cases) // rows, 1)
-        for index in range(0, len(cases), step):
-            case = cases[index]
-            cells.append(_row(train_step, case, {name: scores.filled[name][index] for name in METHODS[:2]}))
-            values = ", ".join(f"{name} {hole_psnr(scores.filled[name][index], case):.1f} dB" for name in METHODS)
-            notes.append(f"{case.name}: {values}")
+    for index in _spread(len(cases), rows):
+        case = cases[index]
+        filled = {name: scores.filled[name][index] for name in METHODS}
+        edges, gradients = _structure(generator, case)
+        cells.append(
+            {
+                "hole": _with_hole(case),
+                "fastinpaint": filled["fastinpaint"],
+                "Telea": filled["Telea"],
+                "truth": case.picture,
+                "predicted edges": edges,
+                "predicted gradients": gradients,
+            }
+        )
+        values = ", ".join(f"{name} {hole_psnr(picture, case):.1f} dB" for name, picture in filled.items())
+        notes.append(f"{case.name}: {values}")
     draw_sheet(cells, path, notes=notes)
 
 
-def _row(train_step: TrainStep, case: Case, filled: dict[str, Cell]) -> dict[str, Cell]:
-    hole = case.picture.copy()
-    hole[case.hole] = 255
-    mask = torch.from_numpy(case.hole)[None, None].float().to(train_step.device)
-    gradients = train_step.predict(signed_tensor(case.picture[None]).to(train_step.device), mask).gradients[0][0]
-    return {
-        "hole": hole,
-        "result": filled["fastinpaint"],
-        "Telea": filled["Telea"],
-        "truth": case.picture,
-        "predicted edges": edge_cell(gradients),
-        "predicted gradients": gradient_cell(gradients),
-    }
+def draw_fine_tuning(
+    path: Path,
+    generators: tuple[InpaintGenerator, InpaintGenerator],
+    cases: Sequence[Case],
+    scores: Sequence[Scores],
+    rows: int,
+) -> None:
+    """Draw ``rows`` cases, spread evenly: results, predicted edges and gradients before and after fine-tuning."""
+    cells, notes = [], []
+    for index in _spread(len(cases), rows):
+        case = cases[index]
+        row = {"hole": _with_hole(case), "truth": case.picture}
+        results = {
+            when: score.filled["fastinpaint"][index] for when, score in zip(("before", "after"), scores, strict=True)
+        }
+        row |= results
+        for when, generator in zip(results, generators, strict=True):
+            row[f"edges {when}"], row[f"gradients {when}"] = _structure(generator, case)
+        cells.append(row)
+        values = ", ".join(f"{when} {hole_psnr(picture, case):.1f} dB" for when, picture in results.items())
+        notes.append(f"{case.name}: {values}")
+    draw_sheet(cells, path, notes=notes)
+
+
+def _spread(count: int, rows: int) -> range:
+    """At most ``rows`` of ``count`` indices, evenly spread."""
+    return range(0, count, max(-(-count // rows), 1))
+
+
+def _with_hole(case: Case) -> Cell:
+    return np.where(case.hole[..., None], np.uint8(255), case.picture)
+
+
+@torch.no_grad()
+def _structure(generator: InpaintGenerator, case: Case) -> tuple[Cell, Cell]:
+    """The edges and gradients that a generator predicts for the filled picture."""
+    device = next(generator.parameters()).device
+    image = signed_tensor(case.picture[None]).to(device)
+    mask = torch.from_numpy(case.hole)[None, None].float().to(device)
+    gradients = generator(assemble_known_input(image, mask)).gradients[0][0]
+    return edge_cell(gradients), gradient_cell(gradients)
 
 
 def write_losses(table: Path, curves: Path, lesson: Lesson) -> None:
@@ -66,18 +106,28 @@ def write_losses(table: Path, curves: Path, lesson: Lesson) -> None:
     draw_curves(rows, curves)
 
 
-def write_report(path: Path, lesson: Lesson, milliseconds: float, size: int, seen: Scores, unseen: Scores) -> str:
+def write_report(
+    path: Path,
+    lesson: Lesson,
+    milliseconds: float,
+    settings: DemoSettings,
+    unseen: Scores,
+    own: Sequence[Scores],
+) -> str:
     """Write the table as Markdown; return it."""
+    before, after = own
+    size, tuned = (f"{side} x {side}" for side in (settings.size, settings.tune_size))
     lines = [
         f"| PSNR inside the holes (mean, dB) | holes | {' | '.join(METHODS)} |",
         "|---|---|---|---|---|",
-        f"| new holes in photographs it was trained on | {seen.holes} | {_values(seen)} |",
-        f"| holes in photographs it never saw | {unseen.holes} | {_values(unseen)} |",
+        f"| photographs it never saw, {size} | {unseen.holes} | {_values(unseen)} |",
+        f"| your pictures before fine-tuning, {tuned} | {before.holes} | {_values(before)} |",
+        f"| the same after fine-tuning on them, memorised | {after.holes} | {_values(after)} |",
         "",
-        f"| speed at {size} x {size} | |",
+        "| speed | |",
         "|---|---|",
-        f"| training | {lesson.images_per_second:.1f} images/s ({lesson.steps} updates) |",
-        f"| filling, one image at a time | {milliseconds:.0f} ms per image |",
+        f"| fine-tuning at {tuned} | {lesson.images_per_second:.1f} images/s ({lesson.steps} updates) |",
+        f"| filling at {size}, one image at a time | {milliseconds:.0f} ms per image |",
     ]
     text = "\n".join(lines) + "\n"
     with atomic_write(path) as temporary:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
@@ -133,16 +134,32 @@ def _fill_file(inpainter: Inpainter, job: _Job, invert_mask: bool, overwrite: bo
         raise FileExistsError(f"{job.output} exists already; --overwrite replaces it")
     if job.mask is None:
         raise FileNotFoundError("the mask folder has no mask of this name")
-    picture = _open_upright(job.image)
-    hole = np.asarray(_open_upright(job.mask).convert("L")) > 127
-    filled = inpainter(picture, ~hole if invert_mask else hole)
-    kept: dict[str, Any] = {key: picture.info[key] for key in ("exif", "icc_profile") if picture.info.get(key)}
+    picture = read_picture(job.image)
+    filled = inpainter(picture, read_hole(job.mask, invert_mask))
     with atomic_write(job.output) as temporary:
-        filled.save(temporary, **kept, **_QUALITY.get(job.output.suffix.lower(), {}))
+        write_like(picture, filled, temporary, job.output.suffix)
 
 
-def _open_upright(path: Path) -> Image.Image:
-    with Image.open(path) as picture:
+def read_picture(source: Path | IO[bytes]) -> Image.Image:
+    """Read a picture as viewers show it: EXIF orientation applied."""
+    with Image.open(source) as picture:
         picture.load()
         ImageOps.exif_transpose(picture, in_place=True)
         return picture
+
+
+def read_hole(source: Path | IO[bytes], invert_mask: bool = False) -> npt.NDArray[np.bool_]:
+    """Read a mask file as (H, W), True in the hole: above 127, or below 128 if inverted."""
+    return (np.asarray(read_picture(source).convert("L")) > 127) != invert_mask
+
+
+def write_like(
+    picture: Image.Image, filled: Image.Image, target: Path | IO[bytes], suffix: str, **options: Any
+) -> None:
+    """Write ``filled`` in the format of ``suffix`` (".png", ...), with the EXIF and ICC profile of ``picture``.
+
+    ``options`` are further ones of Pillow's encoder.
+    """
+    kept: dict[str, Any] = {key: picture.info[key] for key in ("exif", "icc_profile") if picture.info.get(key)}
+    file_format = Image.registered_extensions()[suffix.lower()]
+    filled.save(target, format=file_format, **kept, **_QUALITY.get(suffix.lower(), {}), **options)

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from fastinpaint.inference.prepare import mirror_pad, shrink
-from fastinpaint.inference.regions import SIZE, Hole, fill_region, plan_regions
+from fastinpaint.inference.regions import SIZE, Box, Hole, fill_region, plan_regions
 from fastinpaint.models.generator import InpaintGenerator
 from fastinpaint.models.inputs import assemble_known_input
 
@@ -191,6 +191,43 @@ class Inpainter:
         height, width = image.shape[-2:]
         inputs = assemble_known_input(mirror_pad(image), mirror_pad(hole.to(image.dtype)))
         return self.generator(inputs).images[0][..., :height, :width].clamp(-1, 1)
+
+    @torch.no_grad()
+    def structure(self, image: Image.Image, mask: Mask) -> list[tuple[Box, Tensor]]:
+        """Predict the gradients that a filling follows.
+
+        Args:
+            image: A PIL image.
+            mask: The hole, as for a fill.
+
+        Returns:
+            For each region around a hole (the whole picture, if it is filled whole) its box and the predicted Sobel
+            gradients there, (6, h, w) float32 on the CPU in the channel order of ``sobel_edges``. Where the filling
+            itself takes more than one pass, they are predicted with ``max_side`` as the longer side and enlarged. An
+            empty hole gives an empty list.
+
+        Raises:
+            TypeError, ValueError: As for a fill.
+        """
+        hole = hole_of(mask)
+        _check_sizes((1, image.height, image.width), hole)
+        inside = _plane(hole)
+        whole = Box(0, image.height, 0, image.width)
+        regions = plan_regions(inside) if self._crops(*inside.shape) else [whole] if inside.any() else []
+        return [(box, self._region_gradients(image, inside[box.area], box)) for box in regions]
+
+    def _region_gradients(self, image: Image.Image, hole: Hole, box: Box) -> Tensor:
+        """(6, h, w) of a region."""
+        pixels = np.array(image.crop((box.left, box.top, box.right, box.bottom)).convert("RGB"))
+        signed = torch.from_numpy(pixels).permute(2, 0, 1)[None].to(self.device, torch.float32) / 127.5 - 1
+        inside = torch.from_numpy(np.ascontiguousarray(hole))[None, None].to(self.device, torch.float32)
+        largest = max(self.max_side, SIZE) if self.strategy == "crop" else self.max_side
+        if self.max_side > 0 and self.strategy != "original":
+            signed, inside = shrink(signed, inside, largest)
+        height, width = signed.shape[-2:]
+        inputs = assemble_known_input(mirror_pad(signed), mirror_pad(inside))
+        gradients = self.generator(inputs).gradients[0][..., :height, :width]
+        return F.interpolate(gradients, box.sides, mode="bilinear", align_corners=False)[0].float().cpu()
 
     def _predict_small(self, image: Tensor, hole: Tensor) -> Tensor:
         """The same with ``max_side`` as the longer side, enlarged."""

@@ -1,23 +1,44 @@
 """Which implementation of an operator serves a call."""
 
+import contextlib
 import functools
+import json
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from contextvars import ContextVar
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
 
 BACKENDS = ("triton", "native", "reference")
 _TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _CHOSEN: ContextVar[str] = ContextVar("fastinpaint_backend", default="auto")
 
 
-@contextmanager
+class BackendUnavailable(ValueError):
+    """The backend that a call names cannot run it.
+
+    Attributes:
+        op: Public name of the operator.
+        backend: The backend that was named.
+        reasons: Why not, for each backend that cannot run the call, ``backend`` among them.
+    """
+
+    def __init__(self, op: str, backend: str, reasons: Mapping[str, str]) -> None:
+        super().__init__(op, backend, dict(reasons))
+        self.op, self.backend, self.reasons = op, backend, dict(reasons)
+
+    def __str__(self) -> str:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in self.reasons.items())
+        return f"{self.op}: backend {self.backend!r} cannot serve this call ({reasons})"
+
+
+@contextlib.contextmanager
 def use_backend(name: str) -> Iterator[None]:
     """Choose the backend of every operator that is called without one inside the block.
 
@@ -29,7 +50,8 @@ def use_backend(name: str) -> Iterator[None]:
         name: ``"auto"``, ``"triton"``, ``"native"`` or ``"reference"``.
 
     Raises:
-        ValueError: Another name; and, at the call, an operator that the backend cannot serve.
+        ValueError: Another name.
+        BackendUnavailable: At a call that the backend cannot run.
     """
     if name not in ("auto", *BACKENDS):
         raise ValueError(f"use_backend: name must be one of auto, {', '.join(BACKENDS)}, got {name!r}")
@@ -40,18 +62,36 @@ def use_backend(name: str) -> Iterator[None]:
         _CHOSEN.reset(token)
 
 
-def _load_native() -> str | None:
-    """Load the compiled extension; return None, or why it cannot be had."""
+def _not_built(library: str) -> str:
+    """Say what kept ``fastinpaint/<library>`` from being built; setup.py leaves it in a file."""
+    path = Path(__file__).parents[1] / "_not_built.json"
+    with contextlib.suppress(OSError, ValueError):
+        reason = json.loads(path.read_text()).get(library)
+        if reason:
+            return f"the extension fastinpaint.{library} was not built: {reason}"
+    return f"the extension fastinpaint.{library} was not built"
+
+
+def _load(library: str) -> str | None:
+    """Load a compiled library, which registers its kernels; return None, or why it cannot be had."""
     try:
-        import_module("fastinpaint._C")
+        import_module(f"fastinpaint.{library}")
     except ModuleNotFoundError:
-        return "the extension fastinpaint._C was not built"
+        return _not_built(library)
     except (ImportError, OSError) as error:
-        return f"the extension fastinpaint._C does not load: {error}"
+        return f"the extension fastinpaint.{library} does not load: {error}"
     return None
 
 
-NATIVE_ERROR = _load_native()
+def _load_cuda() -> str | None:
+    """Load the CUDA kernels where torch is a CUDA build; return None, or why there are none."""
+    if NATIVE_ERROR is not None:  # `_C` declares the operators
+        return NATIVE_ERROR
+    return _load("_C_cuda") if torch.version.cuda else "torch is not a CUDA build"
+
+
+NATIVE_ERROR = _load("_C")
+CUDA_ERROR = _load_cuda()
 
 
 def has_native(op: str) -> bool:
@@ -59,13 +99,24 @@ def has_native(op: str) -> bool:
     return NATIVE_ERROR is None and hasattr(torch.ops.fastinpaint, op)
 
 
-def no_second_derivative(op: str) -> Callable[..., None]:
-    """Make the autograd formula of a backward operator that has no gradient itself."""
+@torch.compiler.assume_constant_result
+def _inside_transform() -> bool:
+    return torch._C._functorch.maybe_current_level() is not None or forward_ad._current_level >= 0
 
-    def refuse(ctx: Any, *grads: Any) -> None:
-        raise RuntimeError(f'{op}: the triton and native backends have no second derivatives; use backend="reference"')
 
-    return refuse
+def _is_transformed(tensor: torch.Tensor) -> bool:
+    """Whether ``tensor`` has a tangent, or is one that grad, vjp or jvp of torch.func differentiate by."""
+    while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        if torch._C._functorch.is_gradtrackingtensor(tensor):
+            return True
+        tensor = torch._C._functorch.get_unwrapped(tensor)  # of vmap
+    return forward_ad._current_level >= 0 and forward_ad.unpack_dual(tensor).tangent is not None
+
+
+def _transform_gap(tensors: tuple[torch.Tensor, ...]) -> str | None:
+    """Why the kernels cannot serve: torch.library drops tangents, and does not let torch.func differentiate."""
+    transformed = _inside_transform() if torch.compiler.is_compiling() else any(map(_is_transformed, tensors))
+    return 'forward-mode derivatives and torch.func take backend="reference"' if transformed else None
 
 
 @functools.cache
@@ -78,7 +129,8 @@ def _native_gap(op: str, device_type: str) -> str | None:
         or not has_native(op)
         or not torch._C._dispatch_has_kernel_for_dispatch_key(f"fastinpaint::{op}", key)
     ):
-        return f"the extension has no {op} for {device_type} tensors"
+        why = f" ({CUDA_ERROR})" if key == "CUDA" and CUDA_ERROR is not None else ""
+        return f"the extension has no {op} for {device_type} tensors{why}"
     return None
 
 
@@ -94,9 +146,10 @@ def cpu_isa() -> str | None:
     return str(torch.ops.fastinpaint.cpu_isa()) if NATIVE_ERROR is None else None
 
 
-def native_reason(op: str, *tensors: torch.Tensor) -> str | None:
+def native_reason(op: str, *tensors: torch.Tensor, differentiable: bool = True) -> str | None:
     """Say why ``fastinpaint::op`` of the extension cannot take these tensors; None when it can."""
-    return _native_reason(op, tuple(tensor.device.type for tensor in tensors))
+    gap = _transform_gap(tensors) if differentiable else None
+    return gap or _native_reason(op, tuple(tensor.device.type for tensor in tensors))
 
 
 @functools.cache
@@ -125,14 +178,19 @@ def triton_reason(*tensors: torch.Tensor) -> str | None:
     """Say why the Triton kernels cannot take these tensors; None when they can. Bool maps count as bytes."""
     devices = tuple((tensor.device.type, tensor.device.index) for tensor in tensors)
     dtypes = dict.fromkeys(tensor.dtype for tensor in tensors if tensor.dtype != torch.bool)
-    return _triton_reason(devices, tuple(dtypes))
+    return _triton_reason(devices, tuple(dtypes)) or _transform_gap(tensors)
 
 
-def ranked(device: torch.device, *, triton: str | None, native: str | None) -> dict[str, str | None]:
-    """Candidates for ``select``, best first: Triton on a GPU; elsewhere it is not even worth a warning."""
-    if device.type == "cuda":
-        return {"triton": triton, "native": native, "reference": None}
-    return {"native": native, "reference": None, "triton": triton}
+def ranked(device: torch.device, **gaps: str | None) -> dict[str, str | None]:
+    """Candidates for ``select``, best first, from the reasons why the kernels cannot serve.
+
+    Triton comes first on a GPU; elsewhere it is not even worth a warning. On the meta device, where nothing runs, no
+    kernel is.
+    """
+    order = {"cuda": ("triton", "native", "reference"), "meta": ("reference", "native", "triton")}
+    names = order.get(device.type, ("native", "reference", "triton"))
+    candidates: dict[str, str | None] = {"reference": None, **gaps}
+    return {name: candidates[name] for name in names if name in candidates}
 
 
 @functools.cache
@@ -154,7 +212,7 @@ def _first_able(op: str, candidates: tuple[tuple[str, str | None], ...]) -> str 
 @torch.compiler.assume_constant_result
 def _select(op: str, requested: str, candidates: tuple[tuple[str, str | None], ...]) -> str:
     requested = _CHOSEN.get() if requested == "auto" else requested
-    default = os.environ.get("FASTINPAINT_BACKEND", "auto")
+    default = os.environ.get("FASTINPAINT_BACKEND") or "auto"
     wanted = default if requested == "auto" else requested
     if wanted not in ("auto", *BACKENDS):
         where = "FASTINPAINT_BACKEND" if requested == "auto" else "backend"
@@ -167,8 +225,7 @@ def _select(op: str, requested: str, candidates: tuple[tuple[str, str | None], .
             return chosen
     elif table[wanted] is None:
         return wanted
-    reasons = "; ".join(f"{name}: {gap}" for name, gap in table.items() if gap and name != "auto")
-    raise ValueError(f"{op}: backend {wanted!r} cannot serve this call ({reasons})")
+    raise BackendUnavailable(op, wanted, {name: gap for name, gap in table.items() if gap and name != "auto"})
 
 
 def select(op: str, requested: str, candidates: Mapping[str, str | None]) -> str:
@@ -185,6 +242,7 @@ def select(op: str, requested: str, candidates: Mapping[str, str | None]) -> str
         The name of the chosen backend.
 
     Raises:
-        ValueError: Unknown backend, or the requested one cannot serve; the message holds every reason.
+        ValueError: Unknown backend.
+        BackendUnavailable: The requested backend cannot run the call.
     """
     return _select(op, requested, tuple(candidates.items()))

@@ -1,29 +1,39 @@
 """Argument checks shared by the operators; every message names what was wanted and what came."""
 
+import math
+from contextlib import AbstractContextManager, nullcontext
+
+import numpy as np
 import torch
 from torch import Tensor
 
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+_INTEGERS = (int, torch.SymInt, np.integer)
+_NUMBERS = (*_INTEGERS, float, torch.SymFloat, np.floating)
 
 
-def check_tensor(op: str, name: str, value: object, layout: str, *, floating: bool = True) -> Tensor:
-    """Return ``value`` as a tensor of the rank that ``layout`` spells, such as ``"(B, 3, H, W)"``.
+def check_tensor(op: str, name: str, value: object, *sizes: int | str, floating: bool = True) -> Tensor:
+    """Return ``value`` as a tensor of these sizes; a name instead of a size leaves it free.
 
-    Number entries in ``layout`` are exact sizes; names are free sizes.
+    Sizes are written into a string for a message only, so that they stay symbolic under torch.compile.
 
     Raises:
         TypeError: Not a tensor, or (with ``floating``) not of a floating-point dtype.
-        ValueError: Another rank or another exact size.
+        ValueError: Another rank or another size.
     """
     if not isinstance(value, Tensor):
-        raise TypeError(f"{op}: {name} must be a tensor {layout}, got {type(value).__name__}")
+        raise TypeError(f"{op}: {name} must be a tensor {_layout(sizes)}, got {type(value).__name__}")
     if floating and value.dtype not in FLOATS:
         raise TypeError(f"{op}: {name} must be floating point, got {value.dtype}")
-    wanted = layout.strip("()").split(", ")
-    exact = all(not size.isdigit() or int(size) == found for size, found in zip(wanted, value.shape, strict=False))
-    if len(wanted) != value.dim() or not exact:
-        raise ValueError(f"{op}: {name} must have shape {layout}, got {tuple(value.shape)}")
+    if value.dim() != len(sizes) or any(
+        not isinstance(size, str) and size != found for size, found in zip(sizes, value.shape, strict=True)
+    ):
+        raise ValueError(f"{op}: {name} must have shape {_layout(sizes)}, got {tuple(value.shape)}")
     return value
+
+
+def _layout(sizes: tuple[int | str, ...]) -> str:
+    return f"({', '.join(map(str, sizes))})"
 
 
 def check_same_device(op: str, **tensors: Tensor) -> None:
@@ -33,12 +43,35 @@ def check_same_device(op: str, **tensors: Tensor) -> None:
         raise ValueError(f"{op}: all tensors must lie on one device, got {found}")
 
 
+def check_integer(op: str, name: str, value: object, *, least: int | None = None) -> None:
+    """Raise TypeError unless ``value`` is an integer, ValueError unless it is at least ``least``."""
+    if not isinstance(value, _INTEGERS) or isinstance(value, bool):
+        raise TypeError(f"{op}: {name} must be an integer, got {value!r}")
+    if least is not None and value < least:
+        raise ValueError(f"{op}: {name} must be at least {least}, got {value}")
+
+
 def check_odd(op: str, name: str, value: int) -> None:
-    """Raise ValueError unless ``value`` is a positive odd integer."""
+    """Raise TypeError unless ``value`` is an integer, ValueError unless it is positive and odd."""
+    check_integer(op, name, value)
     if value < 1 or value % 2 == 0:
         raise ValueError(f"{op}: {name} must be odd and positive, got {value}")
+
+
+def check_number(op: str, name: str, value: object, *, least: float = -math.inf, below: float | None = None) -> None:
+    """Raise TypeError unless ``value`` is a number, ValueError if it is NaN, under ``least`` or not under ``below``."""
+    if not isinstance(value, _NUMBERS) or isinstance(value, bool):
+        raise TypeError(f"{op}: {name} must be a number, got {value!r}")
+    if not value >= least or (below is not None and value >= below):
+        wanted = f"at least {least:g}" if below is None else f"at least {least:g} and less than {below:g}"
+        raise ValueError(f"{op}: {name} must be {wanted}, got {value}")
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
     """Widen half precision to float32, the least precision in which operators reduce."""
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[None]:
+    """Switch autocast off for the device; meta tensors have none."""
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)

@@ -5,7 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fastinpaint.ops._backend import has_native, native_reason, select
+from fastinpaint.ops._backend import has_native, native_reason, ranked, select
+from fastinpaint.ops._checks import check_integer, check_number
+from fastinpaint.ops._registration import register_vmap
 from fastinpaint.reference import canny as reference
 from fastinpaint.reference.canny import gaussian_weights
 from fastinpaint.reference.nearest import nearest_resize
@@ -13,7 +15,7 @@ from fastinpaint.reference.nearest import nearest_resize
 _WIDE_SIGMA = (
     256.0  # pixels: the 1,025 weights of a Gaussian up to here are handed over whole, whatever the image's size
 )
-_MAX_SIGMA = 1e6  # pixels
+MAX_SIGMA = 1e6  # pixels
 
 
 def rgb_to_gray(image: Tensor) -> Tensor:
@@ -79,14 +81,15 @@ def canny(
         (B, 1, H, W) bool, True on an edge. Not differentiable: no gradient reaches ``image``.
 
     Raises:
-        TypeError: ``image`` has another type, or ``mask`` is not bool.
-        ValueError: A shape, ``sigma``, the thresholds or ``mode`` do not fit, or ``backend`` cannot serve; the message
-            says why.
+        TypeError: ``image`` has another type, ``mask`` is not bool, or an option is no number.
+        ValueError: A shape, ``sigma``, the thresholds or ``mode`` do not fit.
+        BackendUnavailable: ``backend`` cannot run the call.
     """
     _check_image("canny", image, channels=(1, 3), floating=False)
     if mode not in reference.MODES:
         raise ValueError(f"canny: mode must be one of {', '.join(reference.MODES)}, got {mode!r}")
-    _check_sigma("canny", sigma)
+    check_number("canny", "sigma", sigma, least=0, below=MAX_SIGMA)
+    check_number("canny", "cval", cval)
     low, high = _thresholds("canny", image, low_threshold, high_threshold, use_quantiles)
     _check_mask(image, mask)
     image = _as_taken(image)
@@ -126,15 +129,13 @@ def canny_pyramid(
         A (B, 1, ceil(H / s), ceil(W / s)) bool map for each scale.
 
     Raises:
-        TypeError: ``image`` has another type, or a scale is not an integer.
-        ValueError: A shape, a scale, ``sigma`` or the thresholds do not fit, or ``backend`` cannot serve.
+        TypeError: ``image`` has another type, a scale is not an integer, or an option is no number.
+        ValueError: A shape, a scale, ``sigma`` or the thresholds do not fit.
+        BackendUnavailable: ``backend`` cannot run the call.
     """
     _check_image("canny_pyramid", image, channels=(1, 3), floating=False)
     for scale in scales:
-        if not isinstance(scale, int):
-            raise TypeError(f"canny_pyramid: scales must be integers, got {scale!r}")
-        if scale < 1:
-            raise ValueError(f"canny_pyramid: scales must be at least 1, got {scale}")
+        check_integer("canny_pyramid", "each of scales", scale, least=1)
     height, width = image.shape[-2:]
     sizes = [(-(-height // scale), -(-width // scale)) for scale in scales]
     return canny_of_sizes(
@@ -153,7 +154,7 @@ def canny_of_sizes(
 ) -> list[Tensor]:
     """``canny_pyramid`` with the (h, w) of every map given."""
     _check_image("canny_pyramid", image, channels=(1, 3), floating=False)
-    _check_sigma("canny_pyramid", sigma)
+    check_number("canny_pyramid", "sigma", sigma, least=0, below=MAX_SIGMA)
     low, high = _thresholds("canny_pyramid", image, low_threshold, high_threshold, use_quantiles=False)
     image = _as_taken(image)
     chosen = _select("canny_pyramid", backend, image, None, plain=True)
@@ -172,15 +173,13 @@ def _as_taken(image: Tensor) -> Tensor:
 
 
 def _select(op: str, backend: str, image: Tensor, mask: Tensor | None, plain: bool) -> str:
-    if image.is_meta:  # nothing will run
-        return select(op, "reference" if backend == "auto" else backend, {"reference": None})
     tensors = (image,) if mask is None else (image, mask)
-    gap = native_reason(op, *tensors)
+    gap = native_reason(op, *tensors, differentiable=False)
     if gap is None and not plain:
         gap = 'it computes absolute thresholds, mode "constant" and a cval of 0 alone'
     if gap is None and image.dtype == torch.float64 and image.is_cuda:
         gap = "its CUDA kernels compute in float32, the image calls for float64"
-    return select(op, backend, {"native": gap, "reference": None})
+    return select(op, backend, ranked(image.device, native=gap))
 
 
 def _weights(sigma: float, sizes: Sequence[Sequence[int]] | None) -> tuple[float, ...]:
@@ -216,19 +215,15 @@ def _check_image(op: str, image: Tensor, channels: tuple[int, ...], floating: bo
         raise ValueError(f"{op}: image must be (B, {wanted}, H, W), got shape {tuple(image.shape)}")
 
 
-def _check_sigma(op: str, sigma: float) -> None:
-    if not 0 <= sigma < _MAX_SIGMA:
-        raise ValueError(f"{op}: sigma must be at least 0 and less than 1e6, got {sigma}")
-
-
 def _thresholds(
     op: str, image: Tensor, low: float | None, high: float | None, use_quantiles: bool
 ) -> tuple[float, float]:
     """Both thresholds in units of the image as ``image_as_float`` makes it, or as quantiles."""
-    if use_quantiles:
-        for name, quantile in (("low_threshold", low), ("high_threshold", high)):
-            if quantile is not None and not 0 <= quantile <= 1:
-                raise ValueError(f"{op}: {name} must be a quantile from 0 to 1, got {quantile}")
+    for name, threshold in (("low_threshold", low), ("high_threshold", high)):
+        if threshold is not None:
+            check_number(op, name, threshold)
+            if use_quantiles and not 0 <= threshold <= 1:
+                raise ValueError(f"{op}: {name} must be a quantile from 0 to 1, got {threshold}")
     has_integers = not image.is_floating_point() and image.dtype != torch.bool
     unit = torch.iinfo(image.dtype).max if has_integers and not use_quantiles else 1
     low = 0.1 if low is None else low / unit
@@ -275,7 +270,7 @@ def _canny_pyramid_reference(
     return [reference.canny_of_weights(i, weights, low_threshold, high_threshold) for i in resized]
 
 
-def _canny_fake(
+def _fake(
     image: Tensor,
     weights: Sequence[float],
     low_threshold: float,
@@ -289,16 +284,21 @@ def _canny_fake(
     return image.new_empty((batch, 1, height, width), dtype=torch.bool)
 
 
-def _canny_pyramid_fake(
+def _pyramid_fake(
     image: Tensor, sizes: list[int], weights: Sequence[float], low_threshold: float, high_threshold: float
 ) -> list[Tensor]:
     pairs = zip(sizes[::2], sizes[1::2], strict=True)
     return [image.new_empty((image.shape[0], 1, height, width), dtype=torch.bool) for height, width in pairs]
 
 
-_canny_reference.register_fake(_canny_fake)
-_canny_pyramid_reference.register_fake(_canny_pyramid_fake)
-if has_native("canny"):
-    torch.library.register_fake("fastinpaint::canny", _canny_fake)
-if has_native("canny_pyramid"):
-    torch.library.register_fake("fastinpaint::canny_pyramid", _canny_pyramid_fake)
+def _register(namespace: str, suffix: str = "") -> None:
+    """Tell torch about shapes and batching; there is no gradient."""
+    for op, fake in (("canny", _fake), ("canny_pyramid", _pyramid_fake)):
+        name = f"{op}{suffix}"
+        if suffix or has_native(op):
+            torch.library.register_fake(f"{namespace}::{name}", fake)
+            register_vmap(f"{namespace}::{name}")
+
+
+_register("fastinpaint", "_reference")
+_register("fastinpaint")

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from fastinpaint.ops import _backend, _checks
+from fastinpaint.ops._registration import register
 from fastinpaint.reference import edge_priority as reference
 
 _OP = "edge_priority"
@@ -32,22 +33,24 @@ def edge_priority(
         sigma: Standard deviation in pixels, above 0.
         iterations: Number of blurs, at least 0.
         backend: ``"auto"``, ``"triton"`` (GPU; blurs that together reach 12 pixels or less, any dtype but float64),
-            ``"native"`` (CPU; 64 pixels or less) or ``"reference"``.
+            ``"native"`` (CPU; 64 pixels or less) or ``"reference"``. Forward-mode derivatives and torch.func take the
+            reference.
 
     Returns:
         (B, 1, H, W) in [0, 1] for edges in [0, 1]; the dtype of ``edges``, float32 for bool.
 
     Raises:
-        TypeError: ``edges`` is neither bool nor floating point.
-        ValueError: Wrong shape or option, or a backend that cannot serve.
+        TypeError: ``edges`` is neither bool nor floating point, or an option is no number or no integer.
+        ValueError: Wrong shape or option.
+        BackendUnavailable: ``backend`` cannot run the call.
     """
     boolean = isinstance(edges, Tensor) and edges.dtype == torch.bool
-    _checks.check_tensor(_OP, "edges", edges, "(B, 1, H, W)", floating=not boolean)
+    _checks.check_tensor(_OP, "edges", edges, "B", 1, "H", "W", floating=not boolean)
     _checks.check_odd(_OP, "kernel_size", kernel_size)
+    _checks.check_number(_OP, "sigma", sigma)
     if not sigma > 0:
         raise ValueError(f"{_OP}: sigma must be above 0 pixels, got {sigma}")
-    if iterations < 0:
-        raise ValueError(f"{_OP}: iterations must be at least 0, got {iterations}")
+    _checks.check_integer(_OP, "iterations", iterations, least=0)
     reach = iterations * (kernel_size // 2)
     gaps = {"triton": _triton_gap(edges, reach), "native": _native_gap(edges, reach)}
     chosen = _backend.select(_OP, backend, _backend.ranked(edges.device, **gaps))
@@ -58,17 +61,18 @@ def edge_priority(
             edges.float() if boolean else edges, kernel_size, float(sigma), iterations
         )
     dtype = torch.float32 if boolean else edges.dtype
-    with torch.autocast(edges.device.type, enabled=False):
+    with _checks.without_autocast(edges.device):
         wide = edges.float() if boolean else _checks.at_least_float32(edges)
         return reference.edge_priority(wide, kernel_size=kernel_size, sigma=sigma, iterations=iterations).to(dtype)
 
 
 def _triton_gap(edges: Tensor, reach: int) -> str | None:
-    if reach > _TRITON_REACH:
+    gap = _backend.triton_reason(edges)
+    if gap is None and reach > _TRITON_REACH:
         return f"the blurs reach {reach} pixels, above {_TRITON_REACH}"
-    if edges.shape[2] * edges.shape[3] >= _TRITON_PIXELS:
+    if gap is None and edges.shape[2] * edges.shape[3] >= _TRITON_PIXELS:
         return f"it takes fewer than 2**31 pixels for each map, got {edges.shape[2]} x {edges.shape[3]}"
-    return _backend.triton_reason(edges)
+    return gap
 
 
 def _native_gap(edges: Tensor, reach: int) -> str | None:
@@ -88,19 +92,17 @@ def _fake(edges: Tensor, kernel_size: int, sigma: float, iterations: int) -> Ten
     return edges.new_empty(edges.shape, dtype=torch.float32 if edges.dtype == torch.bool else edges.dtype)
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.options = inputs[1:]
 
 
+def _backward(namespace: str, ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+    """The blur is its own transpose, because the kernel is symmetric and the padding zero."""
+    return getattr(torch.ops, namespace).edge_priority(grad, *ctx.options), None, None, None
+
+
 def _register(namespace: str) -> None:
-    """Tell torch about the operator's shapes and gradient."""
-
-    # The kernel is symmetric and the padding zero, so the blur is its own transpose.
-    def run_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        return getattr(torch.ops, namespace).edge_priority(grad, *ctx.options), None, None, None
-
-    torch.library.register_fake(f"{namespace}::{_OP}", _fake)
-    torch.library.register_autograd(f"{namespace}::{_OP}", run_backward, setup_context=_save)
+    register(namespace, _OP, fake=_fake, backward=_backward, setup_context=_setup_context)
 
 
 _register("fastinpaint_triton")

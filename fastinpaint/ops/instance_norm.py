@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from fastinpaint.ops import _backend, _checks
+from fastinpaint.ops._registration import register
 from fastinpaint.reference import instance_norm as reference
 
 _OP = "instance_norm"
@@ -39,66 +40,71 @@ def instance_norm(
         relu: Whether negative values become 0.
         padding: Reflect padding of the result in pixels, less than H and W.
         backend: ``"auto"``, ``"triton"`` (GPU; any dtype but float64; no second derivatives) or ``"reference"``.
+            Forward-mode derivatives and torch.func take the reference.
 
     Returns:
         (B, C, H + 2 padding, W + 2 padding) in the dtype of ``x``.
 
     Raises:
-        TypeError: A tensor of the wrong type.
-        ValueError: Shapes that do not fit, different devices, or a backend that cannot serve.
+        TypeError: A tensor of the wrong type, or an option that is no number or no integer.
+        ValueError: Shapes that do not fit, or different devices.
+        BackendUnavailable: ``backend`` cannot run the call.
     """
-    _check(x, weight, bias, residual, scale, padding)
-    gap = _triton_gap(x, weight, bias, residual, scale, padding)
-    order = ("triton", "reference") if x.device.type == "cuda" else ("reference", "triton")
-    gaps = {"triton": gap, "reference": None}
-    if _backend.select(_OP, backend, {name: gaps[name] for name in order}) == "triton":
+    _check(x, weight, bias, eps, residual, scale, padding)
+    candidates = _backend.ranked(x.device, triton=_triton_gap(x, weight, bias, residual, scale, padding))
+    if _backend.select(_OP, backend, candidates) == "triton":
         run = torch.ops.fastinpaint_triton.instance_norm
         return run(x, weight, bias, residual, scale, float(eps), relu, padding)[0]
     affine_dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     weight, bias = (None if t is None else t.to(affine_dtype) for t in (weight, bias))
     residual, scale = (None if t is None else t.to(x.dtype) for t in (residual, scale))
-    with torch.autocast(x.device.type, enabled=False):
+    with _checks.without_autocast(x.device):
         return reference.instance_norm(x, weight, bias, eps, residual, scale, relu, padding)
 
 
 def _triton_gap(x: Tensor, *rest: Any) -> str | None:
     *tensors, padding = rest
+    gap = _backend.triton_reason(x, *(tensor for tensor in tensors if tensor is not None))
+    if gap is not None:
+        return gap
     channels, height, width = x.shape[1:]
     if channels * (height + 2 * padding) * (width + 2 * padding) >= 2**31:
         return f"it takes fewer than 2**31 elements for each image of the result, got {tuple(x.shape)}"
-    return _backend.triton_reason(x, *(tensor for tensor in tensors if tensor is not None))
+    return None
 
 
 def _check(
     x: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
+    eps: float,
     residual: Tensor | None,
     scale: Tensor | None,
     padding: int,
 ) -> None:
-    _checks.check_tensor(_OP, "x", x, "(B, C, H, W)")
+    _checks.check_tensor(_OP, "x", x, "B", "C", "H", "W")
+    _checks.check_number(_OP, "eps", eps)
+    _checks.check_integer(_OP, "padding", padding, least=0)
     batch, channels, height, width = x.shape
     if height * width < 2:
         raise ValueError(f"{_OP}: x must hold at least 2 pixels in each channel, got {tuple(x.shape)}")
-    if not 0 <= padding < min(height, width):
-        raise ValueError(
-            f"{_OP}: padding must be at least 0 and less than height and width, got {padding}, {tuple(x.shape)}"
-        )
+    if not padding < min(height, width):
+        raise ValueError(f"{_OP}: padding must be less than height and width, got {padding}, {tuple(x.shape)}")
     tensors = {"x": x}
-    for name, tensor, layout in (
-        ("weight", weight, f"({channels})"),
-        ("bias", bias, f"({channels})"),
-        ("residual", residual, f"({batch}, {channels}, {height}, {width})"),
-        ("scale", scale, "(1)"),
-    ):
+    sizes: dict[str, tuple[int, ...]] = {
+        "weight": (channels,),
+        "bias": (channels,),
+        "residual": (batch, channels, height, width),
+        "scale": (1,),
+    }
+    for name, tensor in (("weight", weight), ("bias", bias), ("residual", residual), ("scale", scale)):
         if tensor is not None:
-            tensors[name] = _checks.check_tensor(_OP, name, tensor, layout)
+            tensors[name] = _checks.check_tensor(_OP, name, tensor, *sizes[name])
     _checks.check_same_device(_OP, **tensors)
 
 
 @torch.library.custom_op("fastinpaint_triton::instance_norm", mutates_args=())
-def _triton_forward(
+def _triton(
     x: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
@@ -146,7 +152,6 @@ def _empty(x: Tensor, padding: int = 0, dtype: torch.dtype | None = None) -> Ten
     )
 
 
-@torch.library.register_fake("fastinpaint_triton::instance_norm")
 def _fake(
     x: Tensor,
     weight: Tensor | None,
@@ -161,7 +166,30 @@ def _fake(
     return _empty(x, padding), statistics[0], statistics[1]
 
 
-@torch.library.register_fake("fastinpaint_triton::instance_norm_backward")
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    x, weight, bias, residual, scale, _, relu, padding = inputs
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.relu, ctx.padding = relu, padding
+    ctx.residual_dtype = None if residual is None else residual.dtype
+    seen = residual if relu and scale is None else None  # what the ReLU's mask depends on
+    ctx.save_for_backward(x, *output[1:], weight, bias, seen, scale)
+
+
+def _backward(namespace: str, ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Any, ...]:
+    weight, bias, _, scale = ctx.saved_tensors[3:]
+    grad_residual = None
+    wanted = ctx.needs_input_grad[3]
+    same = ctx.padding == 0 and (not ctx.relu or scale is not None)  # then the residual's gradient is the result's
+    run = getattr(torch.ops, namespace).instance_norm_backward
+    grad_x, sums, written = run(grad, *ctx.saved_tensors, ctx.relu, ctx.padding, wanted and not same)
+    if wanted:
+        grad_residual = (grad if same else written).to(ctx.residual_dtype)
+    grad_weight = sums[1].to(weight.dtype) if weight is not None and ctx.needs_input_grad[1] else None
+    grad_bias = sums[0].to(bias.dtype) if bias is not None and ctx.needs_input_grad[2] else None
+    grad_scale = sums[2].sum(0, keepdim=True).to(scale.dtype) if scale is not None and ctx.needs_input_grad[4] else None
+    return grad_x, grad_weight, grad_bias, grad_residual, grad_scale, None, None, None
+
+
 def _backward_fake(
     grad: Tensor,
     x: Tensor,
@@ -179,29 +207,15 @@ def _backward_fake(
     return _empty(x), x.new_empty((3, x.shape[1]), dtype=torch.float32), grad_residual
 
 
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    x, weight, bias, residual, scale, _, relu, padding = inputs
-    ctx.mark_non_differentiable(*output[1:])
-    ctx.relu, ctx.padding = relu, padding
-    ctx.residual_dtype = None if residual is None else residual.dtype
-    seen = residual if relu and scale is None else None  # what the ReLU's mask depends on
-    ctx.save_for_backward(x, *output[1:], weight, bias, seen, scale)
+def _register(namespace: str) -> None:
+    register(
+        namespace,
+        _OP,
+        fake=_fake,
+        setup_context=_setup_context,
+        backward=_backward,
+        backward_fake=_backward_fake,
+    )
 
 
-def _run_backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Any, ...]:
-    weight, bias, _, scale = ctx.saved_tensors[3:]
-    grad_residual = None
-    wanted = ctx.needs_input_grad[3]
-    same = ctx.padding == 0 and (not ctx.relu or scale is not None)  # then the residual's gradient is the result's
-    run = torch.ops.fastinpaint_triton.instance_norm_backward
-    grad_x, sums, written = run(grad, *ctx.saved_tensors, ctx.relu, ctx.padding, wanted and not same)
-    if wanted:
-        grad_residual = (grad if same else written).to(ctx.residual_dtype)
-    grad_weight = sums[1].to(weight.dtype) if weight is not None and ctx.needs_input_grad[1] else None
-    grad_bias = sums[0].to(bias.dtype) if bias is not None and ctx.needs_input_grad[2] else None
-    grad_scale = sums[2].sum(0, keepdim=True).to(scale.dtype) if scale is not None and ctx.needs_input_grad[4] else None
-    return grad_x, grad_weight, grad_bias, grad_residual, grad_scale, None, None, None
-
-
-torch.library.register_autograd("fastinpaint_triton::instance_norm", _run_backward, setup_context=_setup)
-torch.library.register_autograd("fastinpaint_triton::instance_norm_backward", _backend.no_second_derivative(_OP))
+_register("fastinpaint_triton")

@@ -1,11 +1,13 @@
 """Attention over similar k x k patches."""
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastinpaint.ops import _backend, _checks
+from fastinpaint.ops._registration import register
 from fastinpaint.reference import patch_attention as reference
 
 _OP = "patch_attention"
@@ -36,19 +38,21 @@ def patch_attention(
         softmax_scale: Factor on the similarities.
         aggregation: ``"correlation"`` or ``"overlap_add"``.
         backend: ``"auto"``, ``"triton"`` (GPU), ``"native"`` (CPU; ``kernel_size`` up to 15) or ``"reference"``. For
-            the first two memory grows with H * W, not its square; no float64, no second derivatives.
+            the first two memory grows with H * W, not its square; no float64, no second derivatives. Forward-mode
+            derivatives and torch.func take the reference.
 
     Returns:
         (B, C, H, W) in the dtype of ``features``; softmax and sums are float32 for half-precision inputs.
 
     Raises:
-        TypeError: ``features`` is no floating-point tensor.
-        ValueError: Wrong rank or option, or a backend that cannot serve.
+        TypeError: ``features`` is no floating-point tensor, or an option is no number or no integer.
+        ValueError: Wrong rank or option.
+        BackendUnavailable: ``backend`` cannot run the call.
     """
-    _checks.check_tensor(_OP, "features", features, "(B, C, H, W)")
+    _checks.check_tensor(_OP, "features", features, "B", "C", "H", "W")
     _checks.check_odd(_OP, "kernel_size", kernel_size)
-    if stride < 1:
-        raise ValueError(f"{_OP}: stride must be at least 1, got {stride}")
+    _checks.check_integer(_OP, "stride", stride, least=1)
+    _checks.check_number(_OP, "softmax_scale", softmax_scale)
     if aggregation not in AGGREGATIONS:
         raise ValueError(f"{_OP}: aggregation must be one of {', '.join(AGGREGATIONS)}, got {aggregation!r}")
     wide = _checks.at_least_float32(features)
@@ -59,7 +63,7 @@ def patch_attention(
         return torch.ops.fastinpaint_triton.patch_attention(features, *options)[0]
     if chosen == "native":
         return torch.ops.fastinpaint.patch_attention(wide, *options).to(features.dtype)
-    with torch.autocast(features.device.type, enabled=False):
+    with _checks.without_autocast(features.device):
         return reference.patch_attention(
             wide, kernel_size=kernel_size, stride=stride, softmax_scale=softmax_scale, aggregation=aggregation
         ).to(features.dtype)
@@ -74,7 +78,7 @@ def _native_gap(features: Tensor, kernel_size: int) -> str | None:
 
 
 @torch.library.custom_op("fastinpaint_triton::patch_attention", mutates_args=())
-def _triton_forward(
+def _triton(
     features: Tensor, kernel_size: int, stride: int, softmax_scale: float, overlap_add: bool
 ) -> tuple[Tensor, Tensor]:
     from fastinpaint_kernels import patch_attention as kernels
@@ -100,54 +104,42 @@ def _triton_backward(
         return kernels.patch_attention_backward(grad_output, features, lse, *options)
 
 
-def _triton_fake(
-    features: Tensor, kernel_size: int, stride: int, softmax_scale: float, overlap_add: bool
-) -> tuple[Tensor, Tensor]:
+def _fake(
+    namespace: str, features: Tensor, kernel_size: int, stride: int, softmax_scale: float, overlap_add: bool
+) -> Any:
+    if namespace == "fastinpaint":
+        return features.new_empty(features.shape)
     batch, _, height, width = features.shape
     return torch.empty_like(features), features.new_empty((batch, height * width), dtype=torch.float32)
 
 
-def _triton_fake_backward(grad_output: Tensor, features: Tensor, lse: Tensor, *options: float) -> Tensor:
-    return torch.empty_like(features)
-
-
-def _triton_setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     features, *ctx.options = inputs
-    ctx.mark_non_differentiable(output[1])
-    ctx.save_for_backward(features, output[1])
+    kept = () if isinstance(output, Tensor) else output[1:]  # Triton's log-sum-exp
+    ctx.mark_non_differentiable(*kept)
+    ctx.save_for_backward(features, *kept)
 
 
-def _triton_differentiate(ctx: Any, grad_output: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    run = torch.ops.fastinpaint_triton.patch_attention_backward
+def _backward(namespace: str, ctx: Any, grad_output: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    run = getattr(torch.ops, namespace).patch_attention_backward
     return run(grad_output, *ctx.saved_tensors, *ctx.options), None, None, None, None
 
 
-def _fake(features: Tensor, kernel_size: int, stride: int, softmax_scale: float, overlap_add: bool) -> Tensor:
-    return features.new_empty(features.shape)
+def _backward_fake(namespace: str, grad_output: Tensor, features: Tensor, *options: Any) -> Tensor:
+    return features.new_empty(features.shape) if namespace == "fastinpaint" else torch.empty_like(features)
 
 
-def _fake_backward(grad_output: Tensor, features: Tensor, *options: float) -> Tensor:
-    return features.new_empty(features.shape)
+def _register(namespace: str) -> None:
+    register(
+        namespace,
+        _OP,
+        fake=partial(_fake, namespace),
+        setup_context=_setup_context,
+        backward=_backward,
+        backward_fake=partial(_backward_fake, namespace),
+    )
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    features, *ctx.options = inputs
-    ctx.save_for_backward(features)
-
-
-def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-    (features,) = ctx.saved_tensors
-    return torch.ops.fastinpaint.patch_attention_backward(grad_output, features, *ctx.options), None, None, None, None
-
-
-torch.library.register_fake("fastinpaint_triton::patch_attention", _triton_fake)
-torch.library.register_fake("fastinpaint_triton::patch_attention_backward", _triton_fake_backward)
-torch.library.register_autograd(
-    "fastinpaint_triton::patch_attention", _triton_differentiate, setup_context=_triton_setup_context
-)
-torch.library.register_autograd("fastinpaint_triton::patch_attention_backward", _backend.no_second_derivative(_OP))
+_register("fastinpaint_triton")
 if _backend.has_native(_OP):
-    torch.library.register_fake("fastinpaint::patch_attention", _fake)
-    torch.library.register_fake("fastinpaint::patch_attention_backward", _fake_backward)
-    torch.library.register_autograd("fastinpaint::patch_attention", _backward, setup_context=_setup_context)
-    torch.library.register_autograd("fastinpaint::patch_attention_backward", _backend.no_second_derivative(_OP))
+    _register("fastinpaint")

@@ -1,12 +1,13 @@
 """Sobel gradients of an image."""
 
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastinpaint.ops import _backend, _checks
+from fastinpaint.ops._registration import register
 from fastinpaint.reference import sobel_edges as reference
 
 _OP = "sobel_edges"
@@ -21,7 +22,7 @@ def sobel_edges(image: Tensor, *, backend: str = "auto") -> Tensor:
     Args:
         image: (B, C, H, W) floating point, any range; H and W at least 2.
         backend: ``"auto"``, ``"triton"`` (GPU; fewer than 2^30 elements an image, any dtype but float64), ``"native"``
-            (CPU) or ``"reference"``.
+            (CPU) or ``"reference"``. Forward-mode derivatives and torch.func take the reference.
 
     Returns:
         (B, 2C, H, W) in the dtype of ``image``, channels c0_dy, c0_dx, c1_dy, c1_dx, ...; within 8 times the
@@ -29,9 +30,10 @@ def sobel_edges(image: Tensor, *, backend: str = "auto") -> Tensor:
 
     Raises:
         TypeError: ``image`` is no floating-point tensor.
-        ValueError: Wrong rank, a side below 2, or a backend that cannot serve.
+        ValueError: Wrong rank, or a side below 2.
+        BackendUnavailable: ``backend`` cannot run the call.
     """
-    _checks.check_tensor(_OP, "image", image, "(B, C, H, W)")
+    _checks.check_tensor(_OP, "image", image, "B", "C", "H", "W")
     if min(image.shape[-2:]) < 2:
         raise ValueError(f"{_OP}: height and width must be at least 2, got {tuple(image.shape[-2:])}")
     gaps = {"triton": _triton_gap(image), "native": _backend.native_reason(_OP, image)}
@@ -40,19 +42,19 @@ def sobel_edges(image: Tensor, *, backend: str = "auto") -> Tensor:
         return torch.ops.fastinpaint_triton.sobel_edges(image)
     if chosen == "native":
         return torch.ops.fastinpaint.sobel_edges(image)
-    with torch.autocast(image.device.type, enabled=False):
+    with _checks.without_autocast(image.device):
         return reference.sobel_edges(_checks.at_least_float32(image)).to(image.dtype)
 
 
 def _triton_gap(image: Tensor) -> str | None:
-    _, channels, height, width = image.shape
-    if channels * height * width >= _TRITON_ELEMENTS:
-        return f"it takes fewer than 2**30 elements for each image, got {channels} x {height} x {width}"
-    return _backend.triton_reason(image)
+    gap = _backend.triton_reason(image)
+    if gap is None and image.shape[1:].numel() >= _TRITON_ELEMENTS:
+        return f"it takes fewer than 2**30 elements for each image, got {tuple(image.shape)}"
+    return gap
 
 
 @torch.library.custom_op("fastinpaint_triton::sobel_edges", mutates_args=())
-def _triton_forward(image: Tensor) -> Tensor:
+def _triton(image: Tensor) -> Tensor:
     from fastinpaint_kernels import sobel_edges as kernels
 
     return kernels.sobel_edges_forward(image)
@@ -65,44 +67,43 @@ def _triton_backward(gradients: Tensor) -> Tensor:
     return kernels.sobel_edges_backward(gradients)
 
 
-def _fake(image: Tensor) -> Tensor:
-    batch, channels, height, width = image.shape
-    return image.new_empty((batch, 2 * channels, height, width))
+def _empty(namespace: str, of: Tensor, channels: int) -> Tensor:
+    """A map like ``of`` with so many channels: Triton's keep the layout, native ones are contiguous."""
+    last = of.is_contiguous(memory_format=torch.channels_last) and not of.is_contiguous()
+    layout = torch.channels_last if last and namespace == "fastinpaint_triton" else torch.contiguous_format
+    size = (of.shape[0], channels, *of.shape[2:])
+    return torch.empty(size, dtype=of.dtype, device=of.device, memory_format=layout)
 
 
-def _backward_fake(gradients: Tensor) -> Tensor:
-    batch, channels, height, width = gradients.shape
-    return gradients.new_empty((batch, channels // 2, height, width))
+def _fake(namespace: str, image: Tensor) -> Tensor:
+    return _empty(namespace, image, 2 * image.shape[1])
 
 
-def _in_layout_of(fake: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """The result of a fake kernel in the memory layout of its argument."""
-
-    def result(tensor: Tensor) -> Tensor:
-        last = tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous()
-        layout = torch.channels_last if last else torch.contiguous_format
-        return torch.empty_like(fake(tensor), memory_format=layout)
-
+def _backward(namespace: str, ctx: Any, grad: Tensor) -> Tensor:
+    result: Tensor = getattr(torch.ops, namespace).sobel_edges_backward(grad)
     return result
 
 
-def _register(namespace: str, fake: Callable[[Tensor], Tensor], backward_fake: Callable[[Tensor], Tensor]) -> None:
-    """Tell torch about shapes and gradients of the operator and of its transpose, each the other's gradient."""
-
-    def run_backward(ctx: Any, grad: Tensor) -> Tensor:
-        result: Tensor = getattr(torch.ops, namespace).sobel_edges_backward(grad)
-        return result
-
-    def run_transposed(ctx: Any, grad: Tensor) -> Tensor:
-        result: Tensor = getattr(torch.ops, namespace).sobel_edges(grad)
-        return result
-
-    torch.library.register_fake(f"{namespace}::sobel_edges", fake)
-    torch.library.register_autograd(f"{namespace}::sobel_edges", run_backward)
-    torch.library.register_fake(f"{namespace}::sobel_edges_backward", backward_fake)
-    torch.library.register_autograd(f"{namespace}::sobel_edges_backward", run_transposed)
+def _backward_fake(namespace: str, gradients: Tensor) -> Tensor:
+    return _empty(namespace, gradients, gradients.shape[1] // 2)
 
 
-_register("fastinpaint_triton", _in_layout_of(_fake), _in_layout_of(_backward_fake))
+def _backward_of_backward(namespace: str, ctx: Any, grad: Tensor) -> Tensor:
+    result: Tensor = getattr(torch.ops, namespace).sobel_edges(grad)
+    return result
+
+
+def _register(namespace: str) -> None:
+    register(
+        namespace,
+        _OP,
+        fake=partial(_fake, namespace),
+        backward=_backward,
+        backward_fake=partial(_backward_fake, namespace),
+        backward_of_backward=_backward_of_backward,
+    )
+
+
+_register("fastinpaint_triton")
 if _backend.has_native(_OP):
-    _register("fastinpaint", _fake, _backward_fake)
+    _register("fastinpaint")

@@ -1,13 +1,15 @@
 """Pyramid structure loss: multi-scale gradients, weighted near edges."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastinpaint.ops import _backend, _checks
-from fastinpaint.ops.canny import canny_of_sizes
+from fastinpaint.ops._registration import register
+from fastinpaint.ops.canny import MAX_SIGMA, canny_of_sizes
 from fastinpaint.reference import structure_loss as reference
 
 _OP = "pyramid_structure_loss"
@@ -29,7 +31,10 @@ def structure_loss_terms(
     Returns:
         (scales, 2) float32 (float64 for a float64 image): column 0 the edge term, column 1 the gradient term.
     """
-    _check(image, predictions, edges, sigma)
+    _check(image, predictions, edges)
+    _checks.check_number(_OP, "sigma", sigma, least=0, below=MAX_SIGMA)
+    _checks.check_number(_OP, "edge_alpha", edge_alpha)
+    _checks.check_number(_OP, "grad_alpha", grad_alpha)
     if edges is None:
         with torch.no_grad():
             edges = canny_of_sizes(image, [(p.shape[-2], p.shape[-1]) for p in predictions], sigma=sigma)
@@ -42,7 +47,7 @@ def structure_loss_terms(
     if chosen == "native":
         run = torch.ops.fastinpaint.structure_loss
         return run(image, list(predictions), list(edges), float(edge_alpha), float(grad_alpha))[0]
-    with torch.autocast(image.device.type, enabled=False):
+    with _checks.without_autocast(image.device):
         wide = [_checks.at_least_float32(prediction) for prediction in predictions]
         return reference.structure_loss_terms(
             _checks.at_least_float32(image), wide, edges=edges, edge_alpha=edge_alpha, grad_alpha=grad_alpha
@@ -75,14 +80,16 @@ def pyramid_structure_loss(
         edge_alpha: Weight of the priority mask. It cancels in the quotient; 0 switches the edge term off.
         grad_alpha: Weight of the mean absolute error.
         backend: ``"auto"``, ``"triton"`` (GPU; up to 8 scales), ``"native"`` (CPU) or ``"reference"``. The first two
-            give gradients with respect to ``predictions`` only.
+            give gradients with respect to ``predictions`` only, and no second ones; forward-mode derivatives and
+            torch.func take the reference.
 
     Returns:
         Scalar float32 (float64 for a float64 image), differentiable with respect to ``predictions`` and ``image``.
 
     Raises:
-        TypeError: A tensor of the wrong type or dtype.
-        ValueError: A wrong shape, no prediction, a wrong number of edge maps, or a backend that cannot serve.
+        TypeError: A tensor of the wrong type or dtype, or an option that is no number.
+        ValueError: A wrong shape or sigma, no prediction, or a wrong number of edge maps.
+        BackendUnavailable: ``backend`` cannot run the call.
     """
     return structure_loss_terms(
         image,
@@ -111,10 +118,13 @@ def _gradient_gap(image: Tensor, edges: Sequence[Tensor]) -> str | None:
 
 
 def _triton_gap(image: Tensor, predictions: Sequence[Tensor], edges: Sequence[Tensor]) -> str | None:
+    gap = _backend.triton_reason(image, *predictions) or _gradient_gap(image, edges)
+    if gap is not None:
+        return gap
     side = max(max(tensor.shape[-2:]) for tensor in (image, *predictions))
     if len(predictions) > _TRITON_SCALES or side > _TRITON_SIDE:
         return f"it takes {_TRITON_SCALES} scales of {_TRITON_SIDE} pixels, got {len(predictions)} of up to {side}"
-    return _gradient_gap(image, edges) or _backend.triton_reason(image, *predictions)
+    return None
 
 
 def _native_gap(image: Tensor, predictions: Sequence[Tensor], edges: Sequence[Tensor]) -> str | None:
@@ -123,8 +133,8 @@ def _native_gap(image: Tensor, predictions: Sequence[Tensor], edges: Sequence[Te
     return _gradient_gap(image, edges) or _backend.native_reason("structure_loss", image, *predictions, *edges)
 
 
-def _check(image: Tensor, predictions: Sequence[Tensor], edges: Sequence[Tensor] | None, sigma: float) -> None:
-    _checks.check_tensor(_OP, "image", image, "(B, 3, H, W)")
+def _check(image: Tensor, predictions: Sequence[Tensor], edges: Sequence[Tensor] | None) -> None:
+    _checks.check_tensor(_OP, "image", image, "B", 3, "H", "W")
     if isinstance(predictions, Tensor) or isinstance(edges, Tensor):
         raise TypeError(f"{_OP}: predictions and edges must be sequences of tensors, got one tensor")
     if not predictions:
@@ -134,7 +144,7 @@ def _check(image: Tensor, predictions: Sequence[Tensor], edges: Sequence[Tensor]
     batch = image.shape[0]
     for index, prediction in enumerate(predictions):
         name = f"predictions[{index}]"
-        _checks.check_tensor(_OP, name, prediction, f"({batch}, 6, h, w)")
+        _checks.check_tensor(_OP, name, prediction, batch, 6, "h", "w")
         _checks.check_same_device(_OP, image=image, **{name: prediction})
         height, width = prediction.shape[-2:]
         if min(height, width, *image.shape[-2:]) < 2:
@@ -142,15 +152,13 @@ def _check(image: Tensor, predictions: Sequence[Tensor], edges: Sequence[Tensor]
         if edges is not None:
             edge_map = edges[index]
             boolean = isinstance(edge_map, Tensor) and edge_map.dtype == torch.bool
-            layout = f"({batch}, 1, {height}, {width})"
-            _checks.check_tensor(_OP, f"edges[{index}]", edge_map, layout, floating=not boolean)
-            _checks.check_same_device(_OP, image=image, **{f"edges[{index}]": edge_map})
-    if edges is None and not sigma >= 0:
-        raise ValueError(f"{_OP}: sigma must be at least 0 pixels, got {sigma}")
+            name = f"edges[{index}]"
+            _checks.check_tensor(_OP, name, edge_map, batch, 1, height, width, floating=not boolean)
+            _checks.check_same_device(_OP, image=image, **{name: edge_map})
 
 
 @torch.library.custom_op("fastinpaint_triton::structure_loss", mutates_args=())
-def _triton_forward(
+def _triton(
     image: Tensor, predictions: list[Tensor], edges: list[Tensor], edge_alpha: float, grad_alpha: float, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     from fastinpaint_kernels import structure_loss as kernels
@@ -167,35 +175,42 @@ def _triton_backward(
     return kernels.structure_loss_backward(grad_terms, coefficients, priority, signs, predictions)
 
 
-def _triton_fake(
-    image: Tensor, predictions: list[Tensor], edges: list[Tensor], edge_alpha: float, grad_alpha: float, keep: bool
+def _fake(
+    namespace: str,
+    image: Tensor,
+    predictions: list[Tensor],
+    edges: list[Tensor],
+    edge_alpha: float,
+    grad_alpha: float,
+    keep: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    saved = sum(edge_map.numel() for edge_map in edges) if keep else 0
+    native = namespace == "fastinpaint"
+    row = 64 if native else 1  # native rows are kept in whole words of signs
+    sizes = [(e.shape[0] * e.shape[2], e.shape[3]) for e in edges] if keep else []
+    saved = sum(rows * ((width + row - 1) // row * row) for rows, width in sizes)
     return (
         image.new_empty((len(predictions), 2), dtype=torch.float32),
-        image.new_empty((len(predictions), 2), dtype=torch.float32),
+        image.new_empty((len(predictions), 2), dtype=torch.float64 if native else torch.float32),
         image.new_empty((saved,), dtype=torch.float32),
         image.new_empty((saved,), dtype=torch.int16),
     )
 
 
-def _native_fake(
-    image: Tensor, predictions: list[Tensor], edges: list[Tensor], edge_alpha: float, grad_alpha: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    saved = sum(p.shape[0] * p.shape[2] * ((p.shape[3] + 63) // 64 * 64) for p in predictions)
-    return (
-        image.new_empty((len(predictions), 2), dtype=torch.float32),
-        image.new_empty((len(predictions), 2), dtype=torch.float64),
-        image.new_empty((saved,), dtype=torch.float32),
-        image.new_empty((saved,), dtype=torch.int16),
-    )
-
-
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
     ctx.options = len(inputs) - 3
     ctx.save_for_backward(*output[1:], *inputs[1])
+
+
+def _backward(namespace: str, ctx: Any, grad_terms: Tensor | None, *_: None) -> tuple[Any, ...]:
+    coefficients, priority, signs, *predictions = ctx.saved_tensors
+    nothing = [None] * len(predictions)
+    options = [None] * ctx.options
+    if grad_terms is None:
+        return None, nothing, nothing, *options
+    run = getattr(torch.ops, namespace).structure_loss_backward
+    return None, run(grad_terms, coefficients, priority, signs, predictions), nothing, *options
 
 
 def _backward_fake(
@@ -204,24 +219,18 @@ def _backward_fake(
     return [torch.empty_like(prediction) for prediction in predictions]
 
 
-def _register(namespace: str, fake: Callable[..., Any]) -> None:
-    """Tell torch about shapes and gradients of the operator and of its backward pass."""
-
-    def run_backward(ctx: Any, grad_terms: Tensor | None, *_: None) -> tuple[Any, ...]:
-        coefficients, priority, signs, *predictions = ctx.saved_tensors
-        nothing = [None] * len(predictions)
-        options = [None] * ctx.options
-        if grad_terms is None:
-            return None, nothing, nothing, *options
-        run = getattr(torch.ops, namespace).structure_loss_backward
-        return None, run(grad_terms, coefficients, priority, signs, predictions), nothing, *options
-
-    torch.library.register_fake(f"{namespace}::structure_loss", fake)
-    torch.library.register_autograd(f"{namespace}::structure_loss", run_backward, setup_context=_save)
-    torch.library.register_fake(f"{namespace}::structure_loss_backward", _backward_fake)
-    torch.library.register_autograd(f"{namespace}::structure_loss_backward", _backend.no_second_derivative(_OP))
+def _register(namespace: str) -> None:
+    register(
+        namespace,
+        "structure_loss",
+        fake=partial(_fake, namespace),
+        setup_context=_setup_context,
+        backward=_backward,
+        backward_fake=_backward_fake,
+        public_name=_OP,
+    )
 
 
-_register("fastinpaint_triton", _triton_fake)
+_register("fastinpaint_triton")
 if _backend.has_native("structure_loss"):
-    _register("fastinpaint", _native_fake)
+    _register("fastinpaint")

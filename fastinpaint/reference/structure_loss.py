@@ -29,9 +29,10 @@ def structure_loss_terms(
         error = (prediction.to(image.dtype) - sobel_edges(resized)).abs()  # (B, 6, h, w)
         total = weight.sum()
         safe_total = torch.where(total > 0, total, 1.0)
-        edge_term = (weight * error).sum() / safe_total / 6
-        gradient_term = grad_alpha * error.sum() / max(error.numel(), 1)
-        terms.append(torch.stack([edge_term, gradient_term]))
+        # (1,), because torch makes the tangent of a 0-dimensional tensor times a float a float64.
+        edge_term = (weight * error).sum().view(1) / safe_total / 6
+        gradient_term = grad_alpha * error.sum().view(1) / max(error.numel(), 1)
+        terms.append(torch.cat([edge_term, gradient_term]))
     return torch.stack(terms)
 
 

@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,6 +32,7 @@ from fastinpaint.models.discriminator import PatchDiscriminator
 from fastinpaint.models.generator import InpaintGenerator
 from fastinpaint.models.vgg import VGG19Features
 from fastinpaint.training.config import TrainConfig
+from fastinpaint.training.distributed import Ranks, join
 from fastinpaint.training.initial import initial_weights
 from fastinpaint.training.interrupts import StopRequest, prepare_worker, worker_context
 from fastinpaint.training.metrics import MetricsLog, draw_curves, read_metrics
@@ -39,6 +41,7 @@ from fastinpaint.training.train_step import TrainStep
 from fastinpaint.visualize.sheets import draw_sheet, edge_cell, gradient_cell, hole_cell, picture_cell
 
 _SAMPLE_MASKS = 2**40  # mask steps that no run reaches, for the sample pictures
+_COMPARE_EVERY = 1000  # updates after which the weights of all processes are compared
 _IN_FLIGHT = 2  # updates that may be queued on a GPU before the host waits
 
 
@@ -63,9 +66,9 @@ class Trainer:
 
     def __init__(self, config: TrainConfig, *, resume: bool = False, say: Callable[[str], None] = tqdm.write) -> None:
         config.validate()
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise ValueError("training runs on one device, but WORLD_SIZE asks for several")
-        self.config, self.say = config, say
+        self.ranks = join(config.device)
+        self.ranks.require_divisible(config.batch_size, config.accumulate)
+        self.config, self.say = config, say if self.ranks.main else _silent
         self.output = Path(config.output)
         self.checkpoints = self.output / "checkpoints"
         saved = training_states(self.checkpoints)
@@ -73,10 +76,13 @@ class Trainer:
             raise FileExistsError(f"{saved[-1]} exists: pass --resume to go on, or another --output")
         if resume and not saved:
             raise FileNotFoundError(f"nothing to resume: no checkpoint in {self.checkpoints}")
-        self.images = InpaintDataset(config.data, config.image_size, config.crop, config.seed, flip=config.flip)
+        with self.ranks.first_on_machine():
+            self.images = InpaintDataset(config.data, config.image_size, config.crop, config.seed, flip=config.flip)
+        self.ranks.require_same("the number of images", len(self.images))
         self.masks = self._mask_sampler(config.image_size)
-        self.train_step = build_train_step(config, say)
+        self.train_step = build_train_step(config, self.say, self.ranks)
         self.step = 0
+        self._stopped = False
         self.seconds = 0.0  # of training, those before a resume included
         self._saved = time.perf_counter()  # when a checkpoint was written, or the run began
         if resume:
@@ -95,10 +101,11 @@ class Trainer:
                 Weights that are still finite are saved, else the last good checkpoint is left as it was.
         """
         self.output.mkdir(parents=True, exist_ok=True)
-        with atomic_write(self.output / "config.yaml") as temporary:
-            temporary.write_text(self.config.to_yaml(), encoding="utf-8")
-        log = MetricsLog(self.output / "metrics.jsonl", self.step)
-        decoded = self.images.decode_all(self.output / "decoded.u8") if self.config.cache else None
+        if self.ranks.main:
+            with atomic_write(self.output / "config.yaml") as temporary:
+                temporary.write_text(self.config.to_yaml(), encoding="utf-8")
+        log = MetricsLog(self.output / "metrics.jsonl", self.step) if self.ranks.main else None
+        decoded = self.images.decode_all(self.output / self.ranks.file("decoded.u8")) if self.config.cache else None
         with StopRequest() as request:
             try:
                 self._loop(log, request)
@@ -113,7 +120,7 @@ class Trainer:
                     decoded.close()
         if not self._ended:
             self.say(f"stopped after update {self.step}, saved in {self.checkpoints}; --resume goes on")
-            if request.stopped:
+            if self._stopped:
                 raise KeyboardInterrupt
         return self.output / "model"
 
@@ -125,7 +132,7 @@ class Trainer:
     def _ended(self) -> bool:
         return self._part >= 1
 
-    def _loop(self, log: MetricsLog, request: StopRequest) -> None:
+    def _loop(self, log: MetricsLog | None, request: StopRequest) -> None:
         config, train_step = self.config, self.train_step
         window, pace = _Window(config.batch_size), 1.0
         before, start = self.seconds, time.perf_counter()
@@ -133,10 +140,13 @@ class Trainer:
         queue = _Queue(train_step.device)
         quiet = 0.1 if sys.stderr.isatty() else 10.0  # seconds between two states of the bar
         total = None if config.max_seconds else config.steps
-        with tqdm(total=total, initial=self.step, unit="step", dynamic_ncols=True, mininterval=quiet) as bar:
+        self.ranks.require_same_tensors(train_step.tensors())
+        self._stopped, _ = self.ranks.agree(request.stopped, self.seconds)
+        bar_options: dict[str, Any] = {"dynamic_ncols": True, "mininterval": quiet, "disable": not self.ranks.main}
+        with tqdm(total=total, initial=self.step, unit="step", **bar_options) as bar:
             while not self._ended:
                 paused = 0 < config.pause_seconds <= self.seconds - before
-                if request.stopped or paused:
+                if self._stopped or paused:
                     return
                 image, mask = window.time(batches)
                 torch.manual_seed(config.seed + self.step)  # some terms draw: a resumed run must draw the same
@@ -146,15 +156,19 @@ class Trainer:
                 window.add(train_step.update(image, mask))
                 queue.add()
                 self.step += 1
-                self.seconds = before + time.perf_counter() - start
+                elapsed = before + time.perf_counter() - start
+                self._stopped, self.seconds = self.ranks.agree(request.stopped, elapsed)
                 bar.update()
                 if self.step % config.log_every == 0 or self._ended:
                     row = window.close()
                     counted = {"step": self.step, "seconds": round(self.seconds, 3)}
-                    log.write({**counted, "learning_rate": config.learning_rate * pace, **row})
+                    if log is not None:
+                        log.write({**counted, "learning_rate": config.learning_rate * pace, **row})
                     self._check(row)
                     bar.set_postfix({name: f"{value:.3g}" for name, value in row.items() if value}, refresh=False)
-                if _due(self.step, config.sample_every):
+                if _due(self.step, _COMPARE_EVERY):
+                    self.ranks.require_same_tensors(train_step.tensors())
+                if log is not None and _due(self.step, config.sample_every):
                     self._draw_samples()
                     self._draw_curves(log)
                 if _due(self.step, config.checkpoint_every) or self._overdue():
@@ -179,10 +193,10 @@ class Trainer:
     def _loader(self, size: int, masks: MaskSampler) -> DataLoader[tuple[Tensor, ...]]:
         config, cuda = self.config, self.train_step.device.type == "cuda"
         images = self.images if size == self.images.image_size else self.images.of_size(size)
-        workers = _spare_cores() if config.workers < 0 else config.workers
+        workers = _spare_cores(self.ranks.local_count) if config.workers < 0 else config.workers
         return DataLoader(
             SampleStream(images, config.seed, None if config.masks.shared else masks),
-            batch_sampler=SampleBatches(config.batch_size, self.step, config.steps),
+            batch_sampler=SampleBatches(config.batch_size, self.step, config.steps, self.ranks.rank, self.ranks.count),
             num_workers=workers,
             worker_init_fn=prepare_worker,
             pin_memory=cuda,
@@ -220,9 +234,12 @@ class Trainer:
         except ImportError as error:
             self.say(f"no losses.png: {error}")
 
-    def _finish(self, log: MetricsLog) -> None:
+    def _finish(self, log: MetricsLog | None) -> None:
         """Leave everything behind that a run leaves, finished or not; the weights first."""
+        self.ranks.require_same_tensors(self.train_step.tensors())
         self._save()
+        if log is None:
+            return
         self.train_step.result.save_pretrained(self.output / "model")
         if self.train_step.discriminator is not None:
             self.train_step.discriminator.save_pretrained(self.output / "discriminator")
@@ -233,7 +250,10 @@ class Trainer:
     def _save(self) -> None:
         if not self.train_step.finite():
             raise FloatingPointError(f"a weight is not finite after update {self.step}; {self._kept()}")
-        state = {"step": self.step, "seconds": self.seconds, **self.train_step.state_dict()}
+        if not self.ranks.main:
+            return
+        state = {"step": self.step, "seconds": self.seconds, "processes": self.ranks.count}
+        state |= self.train_step.state_dict()
         save_training_state(training_state_path(self.checkpoints, self.step), state)
         prune_training_states(self.checkpoints, self.config.keep_checkpoints)
         self._saved = time.perf_counter()
@@ -241,6 +261,12 @@ class Trainer:
     def _load(self, path: Path) -> None:
         state = load_training_state(path, map_location=self.train_step.device)
         self.step, self.seconds = state.pop("step"), state.pop("seconds", 0.0)
+        processes = state.pop("processes", 1)
+        if processes != self.ranks.count:
+            self.say(
+                f"saved by {processes} {'process' if processes == 1 else 'processes'}, resumed by {self.ranks.count}: "
+                "the same batches, sums in another order"
+            )
         try:
             self.train_step.load_state_dict(state)
         except (RuntimeError, ValueError) as error:
@@ -316,22 +342,21 @@ class _Queue:
             self.events.popleft().synchronize()
 
 
-def build_train_step(config: TrainConfig, say: Callable[[str], None]) -> TrainStep:
+def build_train_step(config: TrainConfig, say: Callable[[str], None], ranks: Ranks) -> TrainStep:
     """Build what the options ask for, with weights drawn from ``config.seed``."""
-    device = torch.device(
-        ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
-    )
+    device = ranks.device
     cuda = device.type == "cuda"
     if cuda:
         torch.backends.cudnn.benchmark = True  # shapes are fixed
     torch.manual_seed(config.seed)
     generator = InpaintGenerator(config.base_channels, config.attention, config.head_norm)
+    generator.checkpoint_activations = config.checkpoint_activations
     if config.identity_blocks:
         for block in generator.blocks:
             torch.nn.init.zeros_(block.get_parameter("plain.norm.weight"))
     objective = InpaintObjective(*_weights_and_features(config, say))
     discriminator = PatchDiscriminator(config.discriminator_channels) if config.losses.adversarial else None
-    half = config.precision == "auto"
+    half = config.precision in ("bfloat16", "bf16") or (config.precision == "auto" and cuda)
     draws = config.losses.matching_image or config.losses.matching_gradient  # torch.randperm cannot be in a graph
     return TrainStep(
         generator.to(device),
@@ -343,11 +368,15 @@ def build_train_step(config: TrainConfig, say: Callable[[str], None]) -> TrainSt
         muon_lr=config.muon_lr,
         clip=config.clip,
         ema=config.ema,
-        precision=torch.bfloat16 if config.precision == "bfloat16" or (half and cuda) else torch.float32,
+        precision=torch.bfloat16 if half else torch.float32,
         channels_last=cuda if config.channels_last is None else config.channels_last,
         compile=config.compile,
         known_pixels_only=config.known_pixels_only,
-        cuda_graph=cuda and (config.cuda_graph == "on" or (config.cuda_graph == "auto" and not draws)),
+        cuda_graph=cuda
+        and (config.cuda_graph == "on" or (config.cuda_graph == "auto" and not draws and ranks.count == 1)),
+        accumulate=config.accumulate,
+        ranks=ranks,
+        shared_mask=config.masks.shared,
     )
 
 
@@ -361,10 +390,14 @@ def _weights_and_features(config: TrainConfig, say: Callable[[str], None]) -> tu
     return weights, VGG19Features.from_file(config.vgg)
 
 
-def _spare_cores() -> int:
-    """All cores that this process may use but one, at least 1."""
+def _spare_cores(processes: int = 1) -> int:
+    """All cores that this process may use, shared with the others of this machine, but one; at least 1."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(cores - 1, 1)
+    return max(cores // processes - 1, 1)
+
+
+def _silent(message: str) -> None:
+    """For all processes but the first."""
 
 
 def _due(step: int, every: int) -> bool:

@@ -1,0 +1,32 @@
+"""Kinds of arguments that several commands take."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+
+DEVICE_HELP = "cpu, cuda, ... (default: cuda if there is one)"
+
+
+def positive(kind: type[int] | type[float]) -> Callable[[str], float]:
+    """Make the type of an argument that is finite and above 0."""
+
+    def parse(text: str) -> float:
+        value = kind(text)
+        if not 0 < value < float("inf"):
+            raise argparse.ArgumentTypeError(f"must be above 0 and finite, got {text}")
+        return value
+
+    parse.__name__ = kind.__name__  # argparse names it in its message
+    return parse
+
+
+def whole(text: str) -> int:
+    """Read an integer of at least 0."""
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"must be at least 0, got {text}")
+    return value
+
+
+whole.__name__ = "int"

@@ -1,0 +1,75 @@
+"""What torch has to know about a custom operator: shapes, gradient, batching."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+
+
+def register(
+    namespace: str,
+    op: str,
+    *,
+    fake: Callable[..., Any],
+    backward: Callable[..., Any],
+    setup_context: Callable[..., None] | None = None,
+    backward_fake: Callable[..., Any] | None = None,
+    backward_of_backward: Callable[..., Any] | None = None,
+    public_name: str | None = None,
+) -> None:
+    """Tell torch about ``namespace::op``, and about ``namespace::op_backward`` where its gradient calls that.
+
+    Args:
+        namespace: ``"fastinpaint"`` (native) or ``"fastinpaint_triton"``.
+        op: Name of the operator.
+        fake: Results without values, from its arguments.
+        backward: Its gradient: the namespace, the context and the gradients of the results come in.
+        setup_context: What the gradient keeps, if anything; see ``torch.library.register_autograd``.
+        backward_fake: As ``fake``, of the backward operator; None where there is no such operator.
+        backward_of_backward: As ``backward``, of the backward operator; None: second derivatives are an error.
+        public_name: Name of the operator in messages, where it is not ``op``.
+    """
+    forward = f"{namespace}::{op}"
+    torch.library.register_fake(forward, fake)
+    torch.library.register_autograd(forward, partial(backward, namespace), setup_context=setup_context)
+    register_vmap(forward)
+    if backward_fake is not None:
+        second = _no_second_derivative(public_name or op)
+        if backward_of_backward is not None:
+            second = partial(backward_of_backward, namespace)
+        torch.library.register_fake(f"{forward}_backward", backward_fake)
+        torch.library.register_autograd(f"{forward}_backward", second)
+        register_vmap(f"{forward}_backward")
+
+
+def register_vmap(name: str) -> None:
+    """Let vmap call the operator ``name`` once for each entry of the mapped dimension."""
+    namespace, op = name.split("::")
+    run = getattr(getattr(torch.ops, namespace), op)
+
+    def rule(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, int]:
+        results = [run(*_entry(args, in_dims, i)) for i in range(info.batch_size)]
+        if isinstance(results[0], torch.Tensor):
+            return torch.stack(results), 0
+        return type(results[0])(torch.stack(parts) for parts in zip(*results, strict=True)), 0
+
+    torch.library.register_vmap(name, rule)
+
+
+def _entry(value: Any, dims: Any, index: int) -> Any:
+    """Arguments with entry ``index`` of each tensor's mapped dimension, None where it has none."""
+    if dims is None:
+        return value
+    if isinstance(value, Sequence):
+        return [_entry(v, d, index) for v, d in zip(value, dims, strict=True)]
+    return value.select(dims, index)
+
+
+def _no_second_derivative(op: str) -> Callable[..., None]:
+    """Make the autograd formula of a backward operator that has no gradient itself."""
+
+    def refuse(ctx: Any, *grads: Any) -> None:
+        raise RuntimeError(f'{op}: the triton and native backends have no second derivatives; use backend="reference"')
+
+    return refuse

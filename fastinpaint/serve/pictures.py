@@ -1,0 +1,198 @@
+"""From a request's bytes to the bytes of the answer."""
+
+from __future__ import annotations
+
+import copy
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, TypeVar, cast
+
+import numpy as np
+from PIL import Image
+
+from fastinpaint.inference.files import read_hole, read_picture, write_like
+from fastinpaint.inference.inpainter import Inpainter, Strategy
+from fastinpaint.inference.regions import SIZE, Hole, plan_regions, tiles
+from fastinpaint.models.generator import InpaintGenerator
+from fastinpaint.serve.worker import Job, SharedGenerator
+from fastinpaint.visualize.sheets import edge_cell, gradient_cell
+
+T = TypeVar("T")
+Format = Literal["png", "jpeg", "webp", "tiff", "bmp"]
+Structure = Literal["edges", "gradients"]
+
+FORMATS: dict[str, tuple[str, str]] = {  # suffix, media type
+    "png": (".png", "image/png"),
+    "jpeg": (".jpg", "image/jpeg"),
+    "webp": (".webp", "image/webp"),
+    "tiff": (".tif", "image/tiff"),
+    "bmp": (".bmp", "image/bmp"),
+}
+Image.init()
+_READABLE = [name for name in ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "PPM") if name in Image.OPEN]
+LARGEST_WHOLE = 2**20  # pixels of a picture that is filled whole: memory grows with the square
+
+
+class RequestError(Exception):
+    """The client's mistake: HTTP status and reason."""
+
+    def __init__(self, status: int, reason: str) -> None:
+        super().__init__(reason)
+        self.status, self.reason = status, reason
+
+
+@dataclass(frozen=True)
+class Result:
+    """An encoded picture."""
+
+    data: bytes
+    format: str
+    width: int
+    height: int
+
+
+class Painter:
+    """Fills pictures as ``fastinpaint inpaint`` does, on a generator that several threads share.
+
+    Args:
+        inpainter: Its device, ``max_side`` and strategy are the defaults of requests.
+        max_pixels: Most pixels of a picture.
+        batch_size: Most requests that share a pass of the generator.
+    """
+
+    def __init__(self, inpainter: Inpainter, max_pixels: int, batch_size: int) -> None:
+        self.defaults = inpainter
+        self.max_pixels = max_pixels
+        self.generator = SharedGenerator(inpainter.generator, batch_size).to(inpainter.device).eval()
+
+    def _inpainter(self, strategy: Strategy | None, max_side: int | None) -> Inpainter:
+        inpainter = copy.copy(self.defaults)
+        inpainter.generator = cast(InpaintGenerator, self.generator)
+        inpainter.strategy = strategy or inpainter.strategy
+        inpainter.max_side = inpainter.max_side if max_side is None else max_side
+        return inpainter
+
+    def inpaint(
+        self,
+        job: Job,
+        image: bytes,
+        mask: bytes | None,
+        *,
+        invert_mask: bool = False,
+        strategy: Strategy | None = None,
+        max_side: int | None = None,
+        file_format: Format | None = None,
+        draft: bool = False,
+    ) -> Result:
+        """Fill the hole and encode the result, a draft in little time; no mask: encode the picture as it is.
+
+        Raises:
+            RequestError: The request cannot be served as it is.
+            Cancelled: The job was cancelled.
+        """
+        kept = self._check(image, "image")
+        picture = self._read(image)
+        file_format = file_format or kept
+        hole = self._hole(mask, invert_mask) if mask is not None else np.zeros((picture.height, picture.width), bool)
+        inpainter = self._inpainter(strategy, max_side)
+        if mask is not None:
+            self._check_whole(inpainter, picture)
+        job.expected = expected_passes(inpainter, hole)
+        filled = _refusing(lambda: inpainter(picture, hole))
+        job.check()
+        return _encode(picture, filled, file_format, draft)
+
+    def structure(self, job: Job, image: bytes, mask: bytes, kind: Structure, invert_mask: bool = False) -> Result:
+        """Draw the predicted edges or gradients as PNG of the picture's size, transparent beside the hole.
+
+        Raises:
+            RequestError: The request cannot be served as it is.
+            Cancelled: The job was cancelled.
+        """
+        self._check(image, "image")
+        picture, hole = self._read(image), self._hole(mask, invert_mask)
+        inpainter = self._inpainter(None, None)
+        self._check_whole(inpainter, picture)
+        draw = edge_cell if kind == "edges" else gradient_cell
+        canvas = np.zeros((picture.height, picture.width, 4), np.uint8)
+        for box, gradients in _refusing(lambda: inpainter.structure(picture, hole)):
+            canvas[box.area][..., :3] = draw(gradients)
+        canvas[~hole] = 0
+        canvas[hole, 3] = 255
+        target = io.BytesIO()
+        Image.fromarray(canvas).save(target, format="PNG", compress_level=1)
+        return Result(target.getvalue(), "png", picture.width, picture.height)
+
+    def _check(self, data: bytes, what: str) -> Format:
+        """Check kind and size by the header alone; return the format that keeps the file's."""
+        try:
+            with Image.open(io.BytesIO(data), formats=_READABLE) as picture:
+                pixels, found = picture.width * picture.height, str(picture.format).lower()
+        except Image.DecompressionBombError:
+            raise RequestError(413, f"a picture may have at most {self.max_pixels} pixels") from None
+        except Exception:
+            raise RequestError(
+                400, f"the {what} is no picture that can be read: PNG, JPEG, WebP, TIFF, BMP, GIF or AVIF is wanted"
+            ) from None
+        if pixels > self.max_pixels:
+            raise RequestError(413, f"a picture may have at most {self.max_pixels} pixels, the {what} has {pixels}")
+        if found == "mpo":
+            return "jpeg"
+        return found if found in FORMATS else "png"  # type: ignore[return-value]
+
+    def _read(self, data: bytes) -> Image.Image:
+        try:
+            return read_picture(io.BytesIO(data))
+        except Exception as error:  # Pillow raises nearly anything on damaged files
+            raise RequestError(400, f"the image cannot be read: {_reason(error)}") from None
+
+    def _hole(self, data: bytes, invert_mask: bool) -> Hole:
+        self._check(data, "mask")
+        try:
+            return read_hole(io.BytesIO(data), invert_mask)
+        except Exception as error:
+            raise RequestError(400, f"the mask cannot be read: {_reason(error)}") from None
+
+    @staticmethod
+    def _check_whole(inpainter: Inpainter, picture: Image.Image) -> None:
+        whole = inpainter.strategy == "original" or inpainter.max_side == 0
+        if whole and picture.width * picture.height > LARGEST_WHOLE:
+            raise RequestError(
+                413, f"pictures of more than {LARGEST_WHOLE} pixels are filled with strategy crop or resize only"
+            )
+
+
+def expected_passes(inpainter: Inpainter, hole: Hole) -> int:
+    """Estimate how often the generator will run; what coarse fillings take is not counted."""
+    largest = max(inpainter.max_side, SIZE)
+    if inpainter.strategy != "crop" or inpainter.max_side == 0 or max(hole.shape) <= largest:
+        return 1
+    passes = 0
+    for box in plan_regions(hole):
+        inside = hole[box.area]
+        one = max(box.sides) <= largest
+        passes += 1 if one else sum(bool(inside[tile.area].any()) for tile in tiles(box.sides))
+    return passes
+
+
+def _refusing(work: Callable[[], T]) -> T:
+    """Do what raises ValueError or TypeError for arguments that do not fit together."""
+    try:
+        return work()
+    except (ValueError, TypeError) as error:
+        raise RequestError(422, _reason(error)) from error
+
+
+def _encode(picture: Image.Image, filled: Image.Image, file_format: Format, draft: bool) -> Result:
+    target = io.BytesIO()
+    options = {"compress_level": 1} if draft and file_format == "png" else {}
+    try:
+        write_like(picture, filled, target, FORMATS[file_format][0], **options)
+    except (OSError, ValueError) as error:
+        raise RequestError(422, f"the result cannot be written as {file_format}: {_reason(error)}") from error
+    return Result(target.getvalue(), file_format, filled.width, filled.height)
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
