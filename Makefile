@@ -9,13 +9,14 @@ NATIVE := $(CSRC) setup.py
 # Without the compiled extension every `make` installs again: a compiler may have come.
 UNBUILT := $(if $(wildcard fastinpaint/_C.*so),,unbuilt)
 
-.PHONY: demo test docs sanitize soak lint format bench clean unbuilt
+.PHONY: demo test docs sanitize soak fuzz lint format bench clean unbuilt
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo     train a small model for about three minutes and fill holes in photographs"
 	@echo "make test     the test suite"
 	@echo "make sanitize the native kernels under GCC's address, undefined behaviour and thread sanitizers, in ten minutes"
+	@echo "make fuzz     damaged files and odd arguments for ten minutes: no crash, no hang, no undocumented error"
 	@echo "make soak     fifty clients at once against the painter's server for five minutes"
 	@echo "make lint     ruff, mypy, clang-format, import-linter"
 	@echo "make format   let ruff and clang-format rewrite the sources"
@@ -45,6 +46,9 @@ sanitize: $(STAMP)
 
 soak: $(STAMP)
 	$(BIN)/python -m tests.helpers.painter_soak
+
+fuzz: $(STAMP)
+	$(BIN)/python -m tests.fuzz
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -1,6 +1,8 @@
 import csv
+import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -16,6 +18,7 @@ from fastinpaint.evaluation.holes import BINS, KINDS, HoleOptions, draw_hole, ex
 from fastinpaint.evaluation.intervals import bootstrap
 from fastinpaint.evaluation.summary import differences, summarize
 from fastinpaint.inference.inpainter import Inpainter
+from fastinpaint.models import pretrained
 from fastinpaint.models.generator import InpaintGenerator
 from tests.helpers.photographs import crops
 
@@ -157,6 +160,14 @@ class TestModel:
         wanted = [row for row in read_csv(report / "cases.csv") if row["method"] == OURS]
         found = read_csv(tmp_path / "cases.csv")
         assert [row["psnr_hole"] for row in found] == [row["psnr_hole"] for row in wanted]
+
+    def test_a_model_that_ships_is_evaluated_by_name(self, model, photos, tmp_path, monkeypatch):
+        shutil.copytree(model, tmp_path / "weights" / "small")
+        monkeypatch.setattr(pretrained, "SHIPPED", tmp_path / "weights")
+        monkeypatch.chdir(tmp_path)
+        assert evaluate("small", photos, "out", "--holes", "box", "--metrics", "mae", "--limit", 1) == 0
+        digest = hashlib.sha256((model / "model.safetensors").read_bytes()).hexdigest()
+        assert json.loads((tmp_path / "out" / "summary.json").read_text())["model_sha256"] == digest
 
     def test_a_report_is_not_overwritten_unasked(self, report, model, photos, capsys):
         assert evaluate(model, photos, report) == 1
