@@ -31,9 +31,12 @@ def run(options: argparse.Namespace) -> int:
     if options.print_config:
         print(config.to_yaml(), end="")
         return 0
+    from fastinpaint.data.images import refuse_output_inside
     from fastinpaint.training.distributed import leave
     from fastinpaint.training.trainer import Trainer
 
+    if config.data:
+        refuse_output_inside(config.data, config.output)
     trainer = Trainer(config, resume=options.resume)
     model = trainer.run()
     leave()
