@@ -101,7 +101,7 @@ class TestCases:
     def test_hole_must_be_a_part(self, photos, tmp_path, value):
         Image.new("L", (SIZE, SIZE), value).save(tmp_path / "mask.png")
         (spec, *_) = cases_with_masks(photos, tmp_path / "mask.png")
-        with pytest.raises(ValueError, match="marks no hole|must mark a part|covers the whole"):
+        with pytest.raises(ValueError, match=r"marks no hole|must mark a part|covers the whole"):
             load_case(spec, SIZE, 0, HoleOptions())
 
 

@@ -114,15 +114,16 @@ def read_image(path: PathLike | IO[bytes], *, background: tuple[int, int, int] =
     Raises:
         ValueError: the file is missing, truncated, corrupt or not an image; the message names it.
     """
-    with open_upright(path) as image:
+    source = path if isinstance(path, str | os.PathLike) else path.read()
+    with open_upright(source) as image:
         return to_rgb(image, background=background)
 
 
 def open_upright(path: PathLike | bytes) -> Image.Image:
     """Open a picture, decode its first frame in its own mode and turn it as its EXIF orientation says.
 
-    ``path`` is a file, or the content of one. The file stays open for whoever reads metadata of it: use the result as a context manager. EXIF data, or text of a
-    PNG file, that cannot be read is left out with a RuntimeWarning.
+    ``path`` is a file, or the content of one. The file stays open for whoever reads metadata of it: use the result as a
+    context manager. EXIF data, or text of a PNG file, that cannot be read is left out with a RuntimeWarning.
 
     Raises:
         ValueError: the file is missing, no regular file, truncated, corrupt or not an image; the message names it.
@@ -167,7 +168,9 @@ def _decode(path: PathLike | bytes) -> Image.Image:
             image = _loaded(Image.open(io.BytesIO(essential)))
         except Exception:
             raise error from None
-        warnings.warn(f"{name_of(path)}: its metadata is left out, it cannot be read: {error}", RuntimeWarning, stacklevel=4)
+        warnings.warn(
+            f"{name_of(path)}: its metadata is left out, it cannot be read: {error}", RuntimeWarning, stacklevel=4
+        )
         return image
 
 

@@ -16,7 +16,6 @@ from PIL import Image
 from fastinpaint.data.images import BLACK, PathLike, find_images, open_upright, to_rgb
 from fastinpaint.data.readable import ReadableFiles
 from fastinpaint.extras import extra
-from fastinpaint.files import atomic_write
 
 with extra("opencv"):
     import cv2
@@ -245,7 +244,11 @@ def read_mask(path: PathLike | bytes, invert: bool = False) -> Mask:
     with open_upright(path) as image:
         grey = grey_of(image)
     mask = ((grey > THRESHOLD) != invert).view(np.uint8)
-    check_mask(mask, "that was sent" if isinstance(path, bytes) else path, f"its values are {int(grey.min())} to {int(grey.max())}, white is above {THRESHOLD}")
+    check_mask(
+        mask,
+        "that was sent" if isinstance(path, bytes) else path,
+        f"its values are {int(grey.min())} to {int(grey.max())}, white is above {THRESHOLD}",
+    )
     return mask
 
 

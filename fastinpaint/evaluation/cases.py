@@ -17,7 +17,7 @@ from fastinpaint.extras import extra
 from fastinpaint.files import atomic_write, read_json, write_json
 
 with extra("opencv"):
-    import cv2
+    pass
 
 Picture = npt.NDArray[np.uint8]
 HOLE_LIST = "holes.json"

@@ -40,7 +40,9 @@ class Photo:
 
 
 def read_photo(source: PathLike | bytes) -> Photo:
-    """Read a picture file, or the content of one, at its depth. Warns of further frames, and of depth beyond what can be read.
+    """Read a picture file, or the content of one, at its depth.
+
+    Warns of further frames, and of depth beyond what can be read.
 
     Raises:
         ValueError: The file is missing, damaged or not an image; the message names it.

@@ -34,7 +34,9 @@ FORMATS: dict[str, tuple[str, str]] = {  # suffix, media type
     "bmp": (".bmp", "image/bmp"),
 }
 Image.init()
-_READABLE = [name for name in ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "PPM") if name in Image.OPEN]
+_READABLE: list[str] = [
+    name for name in ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "PPM") if name in Image.OPEN
+]
 LARGEST_WHOLE = 2**20  # pixels of a picture that is filled whole: memory grows with the square
 
 
@@ -103,7 +105,7 @@ class Painter:
             inpainter = self._inpainter(strategy, max_side)
             self._check_whole(inpainter, photo)
             job.expected = expected_passes(inpainter, hole)
-            photo.pixels = _refusing(lambda: inpainter(photo.pixels, hole))
+            photo.pixels = _refusing(lambda: inpainter.fill_many([photo.pixels], [hole])[0])
         job.check()
         return _encode(photo, file_format, draft)
 
