@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import platform
 import warnings
 from collections.abc import Callable
@@ -12,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-PACKAGES = {
-    "torch": "torch",
-    "triton": "triton",
-    "numpy": "numpy",
-    "opencv": "opencv-python-headless",
-    "pillow": "pillow",
-    "safetensors": "safetensors",
-    "scikit-image": "scikit-image",
+PACKAGES = {  # by name; the first that is installed counts
+    "torch": ("torch",),
+    "triton": ("triton",),
+    "numpy": ("numpy",),
+    "opencv": ("opencv-python-headless", "opencv-python", "opencv-contrib-python", "opencv-contrib-python-headless"),
+    "pillow": ("pillow",),
+    "safetensors": ("safetensors",),
+    "scikit-image": ("scikit-image",),
 }
 
 
@@ -65,16 +66,16 @@ def _versions() -> dict[str, str]:
     return {
         "fastinpaint": import_module("fastinpaint").__version__,
         "python": platform.python_version(),
-        **{name: _version(package) for name, package in PACKAGES.items()},
+        **{name: _version(packages) for name, packages in PACKAGES.items()},
         "system": f"{platform.system()} {platform.machine()}",
     }
 
 
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
+def _version(packages: tuple[str, ...]) -> str:
+    for package in packages:
+        with contextlib.suppress(PackageNotFoundError):
+            return version(package)
+    return "not installed"
 
 
 def _devices() -> dict[str, str]:

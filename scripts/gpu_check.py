@@ -8,9 +8,9 @@ leaves what was finished. A step that fails or takes too long does not stop the 
 Canny nothing runs (``--without-canny`` insists). ``python -m benchmarks.results --from-archive FOLDER/results.tgz``
 turns the archive into tables and plots.
 
-The machine needs torch, Triton, pytest, pytest-xdist, pytest-timeout, hypothesis, numpy, safetensors, tqdm, lazy_loader;
-nvcc where fastinpaint/_C_cuda.abi3.so, carried beside _C.abi3.so, is not there or does not load. FASTINPAINT_COMMIT names
-the commit where there is no git.
+The machine needs torch, Triton, pytest, pytest-xdist, pytest-timeout, hypothesis, numpy, safetensors, tqdm and
+lazy_loader; nvcc where fastinpaint/_C_cuda.abi3.so, which is carried beside _C.abi3.so, is not there or does not load.
+FASTINPAINT_COMMIT names the commit where there is no git.
 ``--dry-run`` takes every step on a CPU that stands in for a GPU, with stand-ins for nvidia-smi, ncu and
 compute-sanitizer.
 

@@ -45,10 +45,12 @@ def test_text_names_what_serves_and_why_not_the_others(facts):
 
 def test_what_is_broken_is_described(monkeypatch):
     monkeypatch.setattr(info, "_devices", lambda: 1 / 0)
-    monkeypatch.setitem(info.PACKAGES, "absent", "a-package-that-is-not-there")
+    monkeypatch.setitem(info.PACKAGES, "absent", ("a-package-that-is-not-there",))
+    monkeypatch.setitem(info.PACKAGES, "present", ("a-package-that-is-not-there", "torch"))
     facts = info.collect()
     assert "ZeroDivisionError" in facts["devices"]["error"]
     assert facts["versions"]["absent"] == "not installed"
+    assert facts["versions"]["present"] == facts["versions"]["torch"]
     assert "ZeroDivisionError" in info.describe(facts)
 
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -15,7 +14,11 @@ from PIL import Image
 
 from fastinpaint.data.images import BLACK, PathLike, find_images, read_image
 from fastinpaint.data.readable import ReadableFiles
+from fastinpaint.extras import extra
 from fastinpaint.files import atomic_write
+
+with extra("opencv"):
+    import cv2
 
 Mask = npt.NDArray[np.uint8]  # (H, W) of {0, 1}
 

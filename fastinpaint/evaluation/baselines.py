@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import cv2
 import numpy as np
 import numpy.typing as npt
+
+from fastinpaint.extras import extra
+
+with extra("opencv"):
+    import cv2
 
 Picture = npt.NDArray[np.uint8]
 Filler = Callable[[Picture, npt.NDArray[np.bool_]], Picture]
@@ -31,10 +35,8 @@ def biharmonic(picture: Picture, hole: npt.NDArray[np.bool_]) -> Picture:
     Raises:
         ImportError: scikit-image is not installed.
     """
-    try:
+    with extra("evaluate"):
         from skimage.restoration import inpaint_biharmonic
-    except ImportError as error:
-        raise ImportError("the biharmonic baseline needs scikit-image: pip install scikit-image") from error
     solved = inpaint_biharmonic(picture, hole, split_into_regions=True, channel_axis=-1)
     filled = picture.copy()
     filled[hole] = np.clip(np.asarray(solved)[hole] * 255, 0, 255).round()

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
@@ -14,7 +13,11 @@ from PIL import Image
 from fastinpaint.data.images import find_images, read_image, square_crop_resize
 from fastinpaint.data.masks import read_mask
 from fastinpaint.evaluation.holes import Hole, HoleOptions, draw_hole
+from fastinpaint.extras import extra
 from fastinpaint.files import atomic_write, read_json, write_json
+
+with extra("opencv"):
+    import cv2
 
 Picture = npt.NDArray[np.uint8]
 HOLE_LIST = "holes.json"

@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastinpaint.extras import extra
 from fastinpaint.inference.prepare import MULTIPLE, shrink
+
+with extra("opencv"):
+    import cv2
 
 Hole = npt.NDArray[np.bool_]  # (H, W)
 Fill = Callable[

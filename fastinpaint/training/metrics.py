@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fastinpaint.extras import extra
 from fastinpaint.files import atomic_write
 
 _NOT_LOSSES = ("step", "seconds", "images_per_second", "learning_rate", "data_wait", "skipped")
@@ -43,8 +44,9 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 def draw_curves(rows: list[dict[str, Any]], path: Path, *, log_scale: bool = True) -> None:
     """Draw each named loss over the steps as PNG; terms that are 0 throughout are left out."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    with extra("plots"):
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)

@@ -1,0 +1,25 @@
+"""Dependencies that not everyone needs: what is missing is named together with the extra that installs it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def extra(name: str) -> Iterator[None]:
+    """Import optional packages inside the block.
+
+    Args:
+        name: The extra of ``fastinpaint`` in pyproject.toml that installs them.
+
+    Raises:
+        ImportError: One is not installed; the message names the package and the extra.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        message = f"{error.name} is not installed: pip install 'fastinpaint[{name}]'"
+        if name == "opencv":
+            message += "; opencv-python and opencv-contrib-python serve as well"
+        raise ModuleNotFoundError(message, name=error.name) from error
