@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -277,6 +278,19 @@ class TestIntervals:
 
 
 @pytest.mark.timeout(1500)  # three processes that import torch, on a machine that may be busy
+def test_an_original_checkpoint_from_conversion_to_scores(photos, tmp_path, capsys):
+    """The documented way to repeat the paper's tables, on the checkpoint of a narrow network."""
+    checkpoint = Path(__file__).parent / "golden" / "tf_checkpoint_w16"
+    assert main(["convert", str(checkpoint), str(tmp_path / "model")]) == 0
+    more = ("--as-original", "--holes", "box", "--limit", 2, "--resamples", 0)
+    assert evaluate(tmp_path / "model", photos, tmp_path / "report", *more) == 0
+    summary = json.loads((tmp_path / "report" / "summary.json").read_text())
+    assert summary["definition"]["name"] == "as the original system"
+    assert summary["whole_input"] is True
+    assert {"mae", "psnr", "ssim", "uqi", "vif"} <= set(summary["scores"][0]["scores"])
+    assert "edges and gradients of the whole picture" in capsys.readouterr().out
+
+
 def test_two_processes_give_the_same_numbers(model, photos, tmp_path):
     arguments = ["evaluate", "--model", model, "--data", photos, "--device", "cpu", "--image-size", SIZE]
     arguments += ["--holes", "box", "strokes", "--baselines", "telea", "--batch-size", 3, "--sheet-rows", 0]
