@@ -40,7 +40,8 @@ class Server:
         self.app = create_app(inpainter, settings)
         config = uvicorn.Config(
             self.app, http=_protocol(settings.body_timeout), ws="none", log_level="warning",
-            server_header=False, limit_concurrency=_CONNECTIONS, timeout_graceful_shutdown=round(settings.timeout) + 1, proxy_headers=False,
+            server_header=False, limit_concurrency=_CONNECTIONS, proxy_headers=False,
+            timeout_graceful_shutdown=round(settings.timeout) + 1,
         )  # fmt: skip
         self._server = uvicorn.Server(config)
 
