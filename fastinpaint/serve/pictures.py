@@ -34,9 +34,7 @@ FORMATS: dict[str, tuple[str, str]] = {  # suffix, media type
     "bmp": (".bmp", "image/bmp"),
 }
 Image.init()
-_READABLE: list[str] = [
-    name for name in ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "PPM") if name in Image.OPEN
-]
+_READABLE = tuple(name for name in ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "PPM") if name in Image.OPEN)
 LARGEST_WHOLE = 2**20  # pixels of a picture that is filled whole: memory grows with the square
 
 
