@@ -116,11 +116,13 @@ def _train(options: Arguments) -> int:
     if options.print_config:
         print(config.to_yaml(), end="")
         return 0
+    from fastinpaint.training.distributed import leave
     from fastinpaint.training.trainer import Trainer
 
     trainer = Trainer(config, resume=options.resume)
     model = trainer.run()
-    if not trainer.stopped:  # by a lost terminal, perhaps, to which nothing can be printed
+    leave()
+    if trainer.ranks.main and not trainer.stopped:  # by a lost terminal, perhaps, to which nothing can be printed
         print(f"model written to {model}")
     return 0
 

@@ -491,11 +491,6 @@ class TestTrainer:
         trainer = Trainer(dataclasses.replace(config, losses=LossWeights(adversarial=0.0)))
         assert trainer.train_step.networks.keys() == {"generator"}
 
-    def test_several_devices_are_refused(self, config, monkeypatch):
-        monkeypatch.setenv("WORLD_SIZE", "2")
-        with pytest.raises(ValueError, match="one device"):
-            Trainer(config)
-
     def test_an_unreadable_image_is_skipped(self, config, photographs):
         (photographs / "broken.png").write_bytes(b"no image")
         with pytest.warns(RuntimeWarning, match=r"broken\.png"):

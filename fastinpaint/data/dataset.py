@@ -17,13 +17,14 @@ from fastinpaint.data.decoded import DecodedImages, ImageStore
 from fastinpaint.data.images import (
     CROPS,
     PathLike,
-    find_images,
     read_image,
     square_crop_resize,
     to_rgb,
     to_signed_tensor,
 )
+from fastinpaint.data.index import image_paths
 from fastinpaint.data.readable import ReadableFiles
+from fastinpaint.data.shards import find_shards, image_places, read_place
 
 
 class InpaintDataset(Dataset[torch.Tensor]):
@@ -33,7 +34,7 @@ class InpaintDataset(Dataset[torch.Tensor]):
     reading. `set_epoch` reaches running workers too (``persistent_workers=True``); call it between two epochs.
 
     Args:
-        source: a folder, list or file (see `find_images`), or numbered pictures.
+        source: a folder, list or file (see `image_paths`), shards (see `find_shards`), or numbered pictures.
         image_size: pixels.
         crop: ``"center"`` or ``"random"``, see `square_crop_resize`.
         seed: of the random crops and flips, at least 0.
@@ -62,7 +63,11 @@ class InpaintDataset(Dataset[torch.Tensor]):
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         self._images: ImageStore
         if isinstance(source, str | os.PathLike):
-            self._images = ReadableFiles(find_images(source), read_image, cache=cache)
+            shards = find_shards(source)
+            if shards:
+                self._images = ReadableFiles(image_places(source, shards), read_place, cache=cache)
+            else:
+                self._images = ReadableFiles(image_paths(source), read_image, cache=cache)
         else:
             self._images = source
 

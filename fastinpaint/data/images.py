@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -37,7 +38,7 @@ def find_images(source: PathLike) -> list[Path]:
     """
     source = Path(source)
     if source.is_dir():
-        found = sorted(_walk(source))
+        found = [source / name for name in walk_images(source)]
         if not found:
             raise ValueError(f"no images in {source} or its folders: looked for *{', *'.join(IMAGE_SUFFIXES)}")
         return found
@@ -53,21 +54,42 @@ def find_images(source: PathLike) -> list[Path]:
     )
 
 
-def _walk(folder: Path) -> list[Path]:
-    """Return the visible image files below a folder; a folder reached twice through links counts once."""
-    found: list[Path] = []
+def walk_images(folder: Path, stamps: dict[str, int] | None = None) -> Iterator[str]:
+    """Yield the visible image files below a folder, relative to it and sorted; see `find_images`.
+
+    A folder that is reached twice through links counts once. ``stamps`` receives each folder that was searched, with
+    its time of change in nanoseconds before it was.
+    """
     seen: set[str] = set()
-    for root, folders, files in os.walk(folder, followlinks=True):
-        real = os.path.realpath(root)
+
+    def search(below: str) -> Iterator[str]:
+        path = os.path.join(folder, below)
+        real = os.path.realpath(path)
         if real in seen:
-            folders.clear()
-            continue
+            return
         seen.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        found += [
-            Path(root, name) for name in files if not name.startswith(".") and name.lower().endswith(IMAGE_SUFFIXES)
-        ]
-    return found
+        names, folders = [], set()
+        try:
+            when = os.stat(path).st_mtime_ns
+            with os.scandir(path) as entries:
+                for entry in entries:
+                    if entry.name.startswith("."):
+                        continue
+                    if entry.is_dir():
+                        folders.add(entry.name)
+                    if entry.name in folders or entry.name.lower().endswith(IMAGE_SUFFIXES):
+                        names.append(entry.name)
+        except OSError:  # unreadable
+            return
+        if stamps is not None:
+            stamps[os.path.abspath(path)] = when
+        for name in sorted(names):
+            if name in folders:
+                yield from search(os.path.join(below, name))
+            else:
+                yield os.path.join(below, name)
+
+    return search("")
 
 
 def _read_list(path: Path) -> list[Path]:
@@ -81,7 +103,7 @@ def _read_list(path: Path) -> list[Path]:
     return found
 
 
-def read_image(path: PathLike, *, background: tuple[int, int, int] = WHITE) -> Image.Image:
+def read_image(path: PathLike | IO[bytes], *, background: tuple[int, int, int] = WHITE) -> Image.Image:
     """Read any picture as 8-bit RGB, turned as its EXIF orientation says; see `to_rgb` for the conversion.
 
     Raises:

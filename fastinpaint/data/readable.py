@@ -19,13 +19,13 @@ class ReadableFiles(Generic[T]):
     them, so the count is complete everywhere and each file is warned about once.
 
     Args:
-        paths: the files.
+        paths: the files; a `PathIndex` keeps none of them in memory.
         read: reads one; raises ValueError or OSError for an unreadable one.
         cache: keep what was read in the memory of each process.
     """
 
     def __init__(self, paths: Sequence[Path], read: Callable[[Path], T], *, cache: bool = False) -> None:
-        self.paths = list(paths)
+        self.paths = paths
         self._read = read
         self._cache: dict[int, T] | None = {} if cache else None
         self._damaged = torch.zeros(len(self.paths), dtype=torch.bool).share_memory_()

@@ -30,7 +30,9 @@ def cross_entropy_discriminator(real: Tensor, fake: Tensor) -> Tensor:
     return F.softplus(-at_least_float32(real)).mean() + F.softplus(at_least_float32(fake)).mean()
 
 
-def gradient_penalty(discriminator: nn.Module, real: Tensor, fake: Tensor, mask: Tensor) -> Tensor:
+def gradient_penalty(
+    discriminator: nn.Module, real: Tensor, fake: Tensor, mask: Tensor, between: Tensor | None = None
+) -> Tensor:
     """Mean over the batch of (norm of the mask times the gradient of D - 1)^2 (Gulrajani et al. 2017, equation 3).
 
     The gradient of the summed logits is taken at one random point on the line between each real and fake image and
@@ -41,11 +43,13 @@ def gradient_penalty(discriminator: nn.Module, real: Tensor, fake: Tensor, mask:
         real: (B, 3, H, W) in [-1, 1].
         fake: (B, 3, H, W) in [-1, 1], detached here.
         mask: (B, 1, H, W) or (1, 1, H, W), 1 = hole.
+        between: Places on the lines, (B, 1, 1, 1), 0 = real, 1 = fake; None draws them.
     """
-    share = torch.rand(real.shape[0], 1, 1, 1, dtype=real.dtype, device=real.device)
-    between = torch.lerp(real, fake.detach(), share).detach().requires_grad_()
-    logits = discriminator(between)
-    (slope,) = torch.autograd.grad(at_least_float32(logits).sum(), between, create_graph=True)
+    if between is None:
+        between = torch.rand(real.shape[0], 1, 1, 1, dtype=real.dtype, device=real.device)
+    point = torch.lerp(real, fake.detach(), between).detach().requires_grad_()
+    logits = discriminator(point)
+    (slope,) = torch.autograd.grad(at_least_float32(logits).sum(), point, create_graph=True)
     squared_norm = (at_least_float32(slope) * mask).square().flatten(1).sum(1)  # (B,)
     return ((squared_norm + 1e-12).sqrt() - 1).square().mean()  # the constant keeps the root's slope finite at 0
 

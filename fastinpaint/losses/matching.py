@@ -1,5 +1,7 @@
 """Contextual matching of two maps (Mechrez et al. 2018; ID-MRF, Wang et al. 2018)."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -9,7 +11,13 @@ SAMPLE_SIDE = 65  # at most 65 x 65 positions are matched
 BANDWIDTH = 0.5
 
 
-def matching_loss(prediction: Tensor, target: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+def matching_loss(
+    prediction: Tensor,
+    target: Tensor,
+    *,
+    generator: torch.Generator | None = None,
+    batch_mean: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
     """Mean over the batch of -log of how well each position of the prediction matches its favourite of the target.
 
     Both maps are centred by the prediction's mean over batch and space and normalised per position. Distance
@@ -21,6 +29,8 @@ def matching_loss(prediction: Tensor, target: Tensor, *, generator: torch.Genera
         prediction: (B, C, H, W), B at least 1.
         target: (B, C, H, W).
         generator: Draws the sample, on the maps' device; None uses the global one.
+        batch_mean: Turns the mean over these samples, (1, C, 1), into the mean over a batch of which they are a part,
+            differentiably; None takes them as the whole batch.
 
     Returns:
         Scalar float32 or wider; near 0 when every position finds its own.
@@ -38,6 +48,7 @@ def matching_loss(prediction: Tensor, target: Tensor, *, generator: torch.Genera
             chosen = torch.randperm(count, generator=generator, device=predicted.device)[: SAMPLE_SIDE**2]
             predicted, wanted = predicted[..., chosen], wanted[..., chosen]
         centre = predicted.mean((0, 2), keepdim=True)
+        centre = centre if batch_mean is None else batch_mean(centre)
         predicted, wanted = _unit(predicted - centre), _unit(wanted - centre)
         distance = (1 - wanted.transpose(1, 2) @ predicted) / 2  # (B, N target, N predicted)
         distance = distance / (distance.amin(2, keepdim=True) + 1e-5)

@@ -10,16 +10,19 @@ from torch import Tensor, nn
 
 from fastinpaint.losses import adversarial
 from fastinpaint.losses.matching import matching_loss
+from fastinpaint.losses.parts import BatchPart, shares_of_parts
 from fastinpaint.losses.perceptual import content_loss, gram_matrix, style_loss
 from fastinpaint.losses.pixel import masked_l1, total_variation
 from fastinpaint.models.generator import GeneratorOutput
 from fastinpaint.models.vgg import VGG19Features
 from fastinpaint.ops._checks import at_least_float32
 from fastinpaint.ops.canny import canny_of_sizes
+from fastinpaint.ops.edge_priority import edge_priority
 from fastinpaint.ops.sobel_edges import sobel_edges
 from fastinpaint.ops.structure_loss import structure_loss_terms
 
 SCALES = ("full", "half", "quarter")
+_L1_TERMS = ("l1_hole", "l1_valid", "l1_half", "l1_quarter")
 _GENERATOR_LOSS: dict[str, Callable[[Tensor], Tensor]] = {
     "hinge": adversarial.hinge_generator,
     "cross_entropy": adversarial.cross_entropy_generator,
@@ -96,6 +99,7 @@ class InpaintObjective(nn.Module):
         output: GeneratorOutput,
         discriminator: nn.Module | None = None,
         edges: Sequence[Tensor] | None = None,
+        part: BatchPart | None = None,
     ) -> dict[str, Tensor]:
         """Weigh what the generator made of ``image``.
 
@@ -110,6 +114,7 @@ class InpaintObjective(nn.Module):
             output: Of the generator.
             discriminator: Needed unless the ``adversarial`` weight is 0.
             edges: Maps (B, 1, h, w), 1 = edge, ordered as the output; None takes ``edge_pyramid`` of the image.
+            part: The arguments are a part of a batch; the terms are then its contributions to those of the batch.
 
         Returns:
             Scalars: ``l1_hole``, ``l1_valid``, ``l1_half``, ``l1_quarter``, ``edge_full`` ... ``gradient_quarter``,
@@ -135,7 +140,8 @@ class InpaintObjective(nn.Module):
             if weight:
                 terms[name] = weight * masked_l1(small, *_reduced(image, mask, (small.shape[-2], small.shape[-1])))
         if weights.structure and (weights.edge_alpha or weights.grad_alpha):
-            terms |= self._structure_terms(image, output, edges)
+            maps = part.edges if part is not None and edges is None else edges
+            terms |= self._structure_terms(image, output, maps)
         if weights.adversarial:
             if discriminator is None:
                 raise ValueError("the adversarial term needs a discriminator; give one or set its weight to 0")
@@ -147,18 +153,80 @@ class InpaintObjective(nn.Module):
         if weights.total_variation:
             terms["total_variation"] = weights.total_variation * total_variation(complete)
         if weights.matching_image:
-            terms["matching_image"] = weights.matching_image * matching_loss(raw, image)
+            matched = matching_loss(raw, image, batch_mean=part and part.mean)
+            terms["matching_image"] = weights.matching_image * matched
         if weights.matching_gradient:
-            matched = matching_loss(output.gradients[0], sobel_edges(image))
+            matched = matching_loss(output.gradients[0], sobel_edges(image), batch_mean=part and part.mean)
             terms["matching_gradient"] = weights.matching_gradient * matched
-        return _with_total(terms, raw)
+        return _with_total(terms if part is None else part.scale(terms), raw)
+
+    def parts(
+        self,
+        images: Sequence[Tensor],
+        masks: Sequence[Tensor],
+        *,
+        whole: int,
+        shared_mask: bool,
+        sum_ranks: Callable[[Tensor], Tensor],
+    ) -> list[BatchPart]:
+        """Describe the parts of a batch that this process computes, for ``generator_terms``; all processes call it.
+
+        Args:
+            images: Of each part, (b, 3, H, W).
+            masks: Of each part, (b, 1, H, W) or (1, 1, H, W).
+            whole: Samples of the whole batch.
+            shared_mask: One mask serves the whole batch, so that the L1 terms are sums over samples.
+            sum_ranks: Sums a tensor over the processes, differentiably.
+        """
+        height, width = images[0].shape[-2:]
+        sizes = [(height // scale, width // scale) for scale in (1, 2, 4)]
+        wanted = self.weights.structure and (self.weights.edge_alpha or self.weights.grad_alpha)
+        edges = [edges_of_sizes(image, sizes) if wanted else None for image in images]
+        with torch.no_grad():
+            sums = [
+                self._weight_sums(mask.to(image.dtype), maps, sizes, shared_mask)
+                for image, mask, maps in zip(images, masks, edges, strict=True)
+            ]
+            shares = shares_of_parts(sums, sum_ranks) if sums[0] else [{} for _ in sums]
+        if shared_mask:
+            one = torch.ones((), device=images[0].device)
+            shares = [{**part, **dict.fromkeys(_L1_TERMS, one)} for part in shares]
+        return [
+            BatchPart(len(image) / whole, share, maps, sum_ranks)
+            for image, share, maps in zip(images, shares, edges, strict=True)
+        ]
+
+    def _weight_sums(
+        self, mask: Tensor, edges: Sequence[Tensor] | None, sizes: Sequence[tuple[int, int]], shared_mask: bool
+    ) -> dict[str, Tensor]:
+        """Denominators of the terms that are quotients of sums over samples, by the name of the term."""
+        weights = self.weights
+        sums: dict[str, Tensor] = {}
+        if not shared_mask:
+            sums |= {"l1_hole": mask.sum(), "l1_valid": (1 - mask).sum()}
+            for name, weight, size in (
+                ("l1_half", weights.l1_half, sizes[1]),
+                ("l1_quarter", weights.l1_quarter, sizes[2]),
+            ):
+                if weight:
+                    sums[name] = _reduced_mask(mask, size).sum()
+        if edges is not None and weights.edge_alpha:
+            for scale, edge_map in zip(SCALES, edges, strict=True):
+                sums[f"edge_{scale}"] = edge_priority(edge_map.to(mask.dtype)).sum()
+        return sums
 
     def discriminator_terms(
-        self, image: Tensor, mask: Tensor, output: GeneratorOutput, discriminator: nn.Module
+        self,
+        image: Tensor,
+        mask: Tensor,
+        output: GeneratorOutput,
+        discriminator: nn.Module,
+        part: BatchPart | None = None,
+        between: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Weigh how well the discriminator tells ``image`` from the completed one, both in one forward pass.
 
-        Arguments as for ``generator_terms``; no gradient reaches the generator.
+        Arguments as for ``generator_terms`` and ``adversarial.gradient_penalty``; no gradient reaches the generator.
 
         Returns:
             Scalars: ``adversarial`` (of weight 1), ``gradient_penalty`` where its weight is above 0, and ``total``.
@@ -170,9 +238,9 @@ class InpaintObjective(nn.Module):
         real, fake = discriminator(torch.cat([image, complete])).chunk(2)
         terms = {"adversarial": _DISCRIMINATOR_LOSS[weights.adversarial_kind](real, fake)}
         if weights.gradient_penalty:
-            penalty = adversarial.gradient_penalty(discriminator, image, complete, mask)
+            penalty = adversarial.gradient_penalty(discriminator, image, complete, mask, between)
             terms["gradient_penalty"] = weights.gradient_penalty * penalty
-        return _with_total(terms, raw)
+        return _with_total(terms if part is None else part.scale(terms), raw)
 
     def _structure_terms(
         self, image: Tensor, output: GeneratorOutput, edges: Sequence[Tensor] | None
@@ -212,13 +280,22 @@ def edge_pyramid(image: Tensor, predictions: Sequence[Tensor]) -> list[Tensor]:
     Canny runs on (image + 1) / 2 of the nearest-neighbour resized image with sigma 1.5, as for the generator's input,
     not on [-1, 1], where ``pyramid_structure_loss`` alone would run it with thresholds half as strict.
     """
-    with torch.no_grad():
-        return canny_of_sizes((image + 1) / 2, [(p.shape[-2], p.shape[-1]) for p in predictions], sigma=1.5)
+    return edges_of_sizes(image, [(p.shape[-2], p.shape[-1]) for p in predictions])
+
+
+@torch.no_grad()
+def edges_of_sizes(image: Tensor, sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
+    """As ``edge_pyramid``, for sizes (h, w)."""
+    return canny_of_sizes((image + 1) / 2, list(sizes), sigma=1.5)
 
 
 def _reduced(image: Tensor, mask: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """Image as area means, and mask, hole wherever a pixel of it is, at a smaller size."""
-    return F.adaptive_avg_pool2d(image, size), F.adaptive_max_pool2d(mask, size)
+    return F.adaptive_avg_pool2d(image, size), _reduced_mask(mask, size)
+
+
+def _reduced_mask(mask: Tensor, size: tuple[int, int]) -> Tensor:
+    return F.adaptive_max_pool2d(mask, size)
 
 
 def _with_total(terms: dict[str, Tensor], like: Tensor) -> dict[str, Tensor]:

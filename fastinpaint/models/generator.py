@@ -5,6 +5,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
+from torch.utils.checkpoint import checkpoint
 
 from fastinpaint.models.layers import (
     ConvNorm,
@@ -74,9 +75,14 @@ class InpaintGenerator(Pretrained, nn.Module):
         head_norm: True ends the heads in an instance norm, as the original system has it, which pins the mean and
             contrast of every picture; False leaves it out and suits new training.
 
+    Attributes:
+        checkpoint_activations: Keep only what lies between layers and recompute the rest in the backward pass.
+
     Raises:
         ValueError: Another attention or a width below 1.
     """
+
+    checkpoint_activations: bool = False
 
     def __init__(self, base_channels: int = 64, attention: Attention = "pooled", head_norm: bool = True) -> None:
         super().__init__()
@@ -114,15 +120,20 @@ class InpaintGenerator(Pretrained, nn.Module):
         consumers = [*layers[1:], self.stage_quarter.attention]
         x = inputs
         for layer, consumer in zip(layers, consumers, strict=True):
-            x = layer(x, padded=x is not inputs, padding=consumer.padding)
-        x, embedding, image_quarter, gradient_quarter = self.stage_quarter(x)
-        x = self.up_half(torch.cat([x, embedding], 1), padding=self.stage_half.attention.padding)
-        x, embedding, image_half, gradient_half = self.stage_half(x)
-        x = self.up_full(torch.cat([x, embedding], 1), padding=self.stage_full.attention.padding)
-        _, _, image_full, gradient_full = self.stage_full(x)
+            x = self._run(layer, x, padded=x is not inputs, padding=consumer.padding)
+        x, embedding, image_quarter, gradient_quarter = self._run(self.stage_quarter, x)
+        x = self._run(self.up_half, torch.cat([x, embedding], 1), padding=self.stage_half.attention.padding)
+        x, embedding, image_half, gradient_half = self._run(self.stage_half, x)
+        x = self._run(self.up_full, torch.cat([x, embedding], 1), padding=self.stage_full.attention.padding)
+        _, _, image_full, gradient_full = self._run(self.stage_full, x)
         return GeneratorOutput(
             (image_full, image_half, image_quarter), (gradient_full, gradient_half, gradient_quarter)
         )
+
+    def _run(self, layer: nn.Module, x: Tensor, **options: Any) -> Any:
+        if self.checkpoint_activations and torch.is_grad_enabled():
+            return checkpoint(layer, x, use_reentrant=False, preserve_rng_state=False, **options)
+        return layer(x, **options)
 
 
 def _check(inputs: Tensor) -> None:

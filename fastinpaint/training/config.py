@@ -17,7 +17,8 @@ logger = logging.getLogger(__name__)
 
 _LARGEST = 2**62
 _RANGES = (  # option, least and largest value
-    *((name, 1, _LARGEST) for name in ("base_channels", "discriminator_channels", "steps", "batch_size")),
+    *((name, 1, _LARGEST) for name in ("base_channels", "discriminator_channels", "steps")),
+    *((name, 1, _LARGEST) for name in ("batch_size", "accumulate")),
     *((name, 1, _LARGEST) for name in ("log_every", "keep_checkpoints")),
     *((name, 0, _LARGEST) for name in ("warmup_steps", "sample_every", "sample_count", "checkpoint_every", "seed")),
     *((name, 0, _LARGEST) for name in ("validate_every", "validation_count")),
@@ -64,7 +65,8 @@ class TrainConfig:
     steps: int = option(1_000_000, "number of updates")
     max_seconds: float = option(0.0, "end the run after this time, and let the schedule follow it; 0: steps alone")
     pause_seconds: float = option(0.0, "stop after this time, ready to be resumed, whatever is left to do; 0: never")
-    batch_size: int = option(8, "images per update")
+    batch_size: int = option(8, "images per update, over all processes")
+    accumulate: int = option(1, "micro-batches that a process computes one after another for an update, to save memory")
     learning_rate: float = option(1e-5, "Adam's step size, for both networks")
     discriminator_rate: float = option(0.0, "Adam's step size for the discriminator; 0: learning_rate")
     beta1: float = option(0.0, "Adam's decay of the mean gradient")
@@ -85,8 +87,11 @@ class TrainConfig:
 
     seed: int = option(0, "seed of weights, crops, order and masks")
     device: str = option("auto", "auto (cuda if there is one), cpu, cuda, cuda:1, ...")
-    precision: Literal["float32", "bfloat16", "auto"] = option(
-        "float32", "bfloat16 runs the networks under autocast; auto does so on CUDA"
+    precision: Literal["float32", "bfloat16", "auto", "fp32", "bf16"] = option(
+        "float32", "bfloat16 runs the networks under autocast; auto does so on CUDA; fp32 and bf16 are short names"
+    )
+    checkpoint_activations: bool = option(
+        False, "recompute the generator's activations in the backward pass: less memory, more time"
     )
     channels_last: bool | None = option(None, "store activations channels-last; null: on CUDA")
     cuda_graph: Literal["auto", "on", "off"] = option("auto", "replay each update as one CUDA graph; auto: on CUDA")
@@ -164,6 +169,10 @@ class TrainConfig:
         for name in ("muon_lr", "beta1", "beta2", "ema"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"option {name} must be in [0, 1), got {getattr(self, name)}")
+        if self.batch_size % self.accumulate:
+            raise ValueError(
+                f"option batch_size must be a multiple of accumulate, got {self.batch_size} and {self.accumulate}"
+            )
         if not self.learning_rate > 0 or math.isinf(self.learning_rate):
             raise ValueError(f"option learning_rate must be above 0 and finite, got {self.learning_rate}")
 

@@ -48,6 +48,7 @@ class RunFolder:
         self.model = self.path / "model"
         self.best = self.path / "best"
         self.discriminator = self.path / "discriminator"
+        self.not_finite = self.path / "not-finite"
         self._lock: TextIO | None = None
 
     def claim(self) -> None:
@@ -78,9 +79,10 @@ class RunFolder:
             self.model,
             self.discriminator,
             self.best,
-            self.path / "not-finite",
+            self.not_finite,
         )
-        (self.path / "decoded.u8").unlink(missing_ok=True)
+        for decoded in self.path.glob("decoded*.u8"):
+            decoded.unlink()
 
     def release(self) -> None:
         """Let other processes in."""
@@ -102,15 +104,15 @@ class RunFolder:
         """Write ``checkpoints/best.pt``, which is never removed."""
         save_training_state(self.checkpoints / "best.pt", state)
 
-    def load(self) -> tuple[Path, dict[str, Any]]:
-        """Return the newest whole checkpoint; damaged newer ones are named and renamed, so that they count no more.
+    def load(self, *, set_aside: bool = True) -> tuple[Path, dict[str, Any]]:
+        """Return the newest whole checkpoint; damaged newer ones are named, and renamed so that they count no more.
 
         Raises:
             FileNotFoundError: There is no checkpoint.
             ValueError: All of them are damaged.
         """
         newest = load_newest_training_state(self.checkpoints)
-        for path in newest.damaged:
+        for path in newest.damaged if set_aside else ():
             path.rename(path.with_name(f"{path.name}.damaged"))
             logger.warning("%s is now called %s.damaged", path, path.name)
         return newest.path, newest.state

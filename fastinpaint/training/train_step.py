@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fastinpaint.losses.objective import InpaintObjective
+from fastinpaint.losses.parts import BatchPart
 from fastinpaint.models.discriminator import PatchDiscriminator
 from fastinpaint.models.generator import GeneratorOutput, InpaintGenerator
 from fastinpaint.models.inputs import assemble_input, assemble_known_input
+from fastinpaint.training.distributed import Ranks
 from fastinpaint.training.graph import GraphedStep, Recorder
 from fastinpaint.training.muon import Muon
 
@@ -41,6 +43,10 @@ class TrainStep:
         compile: Run the generator through ``torch.compile``.
         known_pixels_only: Build inputs with ``assemble_known_input``, else with ``assemble_input`` of the whole image.
         cuda_graph: Replay the whole update, from the input's assembly to the optimizers, as one CUDA graph.
+        accumulate: Compute a batch in this many micro-batches, one after another, which saves memory. Losses and
+            gradients are those of the whole batch; the contextual matching terms need it in one piece.
+        ranks: The processes that share each batch; losses and gradients are those of the whole batch, too.
+        shared_mask: One mask serves the whole batch; None: it does where ``update`` is given one mask.
         recorder: Records the graph; for tests.
     """
 
@@ -61,8 +67,13 @@ class TrainStep:
         compile: bool = False,
         known_pixels_only: bool = True,
         cuda_graph: bool = False,
+        accumulate: int = 1,
+        ranks: Ranks | None = None,
+        shared_mask: bool | None = None,
         recorder: Recorder | None = None,
     ) -> None:
+        if accumulate > 1 and (objective.weights.matching_image or objective.weights.matching_gradient):
+            raise ValueError("the contextual matching terms need the whole batch at once: set accumulate to 1")
         self.layout = torch.channels_last if channels_last else torch.contiguous_format
         self.device = next(generator.parameters()).device
         self.generator = generator.train()
@@ -76,6 +87,8 @@ class TrainStep:
         self._adversary = discriminator is not None
         self.precision = precision
         self.known_pixels_only = known_pixels_only
+        self.accumulate, self.shared_mask = accumulate, shared_mask
+        self.ranks = ranks or Ranks(self.device)
         self.clip, self.ema = clip, ema
         self._forward: Callable[[Tensor], GeneratorOutput] = torch.compile(generator) if compile else generator
         self.average = copy.deepcopy(generator).requires_grad_(False) if ema else None
@@ -159,24 +172,73 @@ class TrainStep:
 
     def _step(self, image: Tensor, mask: Tensor) -> dict[str, Tensor]:
         """One update of everything, from tensors on the device; it never waits for the device."""
-        mask = mask.to(torch.float32)
-        terms = self._generator_and_discriminator_terms(_signed(image), mask)
-        bad = torch.zeros((), device=self.device)
-        for name, loss in terms.items():
-            network = self.networks[name]
+        for network in self.networks.values():
             network.zero_grad(set_to_none=True)
-            loss["total"].backward(inputs=list(network.parameters()))
-            bad = torch.maximum(bad, self._limit(p.grad for p in network.parameters() if p.grad is not None))
+        image = _signed(image)
+        named, finish = self._accumulate_gradients(image, mask.to(image.dtype))
+        bad = torch.zeros((), device=self.device)
+        for name, wait in finish.items():
+            wait()
+            bad = torch.maximum(bad, self._limit(p.grad for p in self._parameters(name) if p.grad is not None))
         for name, optimizer in self.optimizers.items():
-            if name in terms or name == "muon":
+            if name in finish or name == "muon":
                 optimizer.found_inf = bad  # type: ignore[attr-defined]
                 optimizer.step()
         if self.average is not None:
             self._move(self.average)
-        named = {key: value.detach() for key, value in terms["generator"].items()}
-        adversary = terms.get("discriminator", {})
-        named |= {f"discriminator_{key}": value.detach() for key, value in adversary.items()}
         return named | {"skipped": bad}
+
+    def _accumulate_gradients(
+        self, image: Tensor, mask: Tensor
+    ) -> tuple[dict[str, Tensor], dict[str, Callable[[], None]]]:
+        """Run every part forward and back, and begin to sum gradients over the processes.
+
+        Returns:
+            The terms of the whole batch, and for each trained network what waits for its gradients.
+        """
+        samples = len(image) * self.ranks.count
+        between = None
+        if self._adversary and self.objective.weights.gradient_penalty:
+            # drawn for the whole batch, so that a sample's place does not depend on who computes it
+            between = torch.rand(samples, 1, 1, 1, dtype=image.dtype, device=self.device)
+            between = between[self.ranks.rank * len(image) :][: len(image)]
+        images = image.chunk(self.accumulate)
+        masks = mask.chunk(self.accumulate) if len(mask) > 1 else (mask,) * len(images)
+        places = between.chunk(self.accumulate) if between is not None else (None,) * len(images)
+        vectors = [] if self.discriminator is None else list(self.discriminator.buffers())  # of the spectral norm
+        start = [vector.clone() for vector in vectors] if len(images) > 1 else []
+        totals: dict[str, Tensor] = {}
+        finish: dict[str, Callable[[], None]] = {}
+        for index, part in enumerate(self._parts(images, masks, len(mask) == 1)):
+            if index:
+                torch._foreach_copy_(vectors, start)  # every part sees the weights that the whole batch would
+            terms = self._terms(images[index], masks[index], part, places[index])
+            for name, losses in terms.items():
+                losses["total"].backward(inputs=self._parameters(name))
+                prefix = "" if name == "generator" else f"{name}_"
+                for key, value in losses.items():
+                    totals[prefix + key] = totals.get(prefix + key, 0) + value.detach()
+                if index == len(images) - 1:  # on its way while the next network runs back
+                    gradients = [p.grad for p in self._parameters(name) if p.grad is not None]
+                    finish[name] = self.ranks.start_sum(gradients)
+        if self.ranks.count > 1:
+            totals = dict(zip(totals, self.ranks.sum(torch.stack(list(totals.values()))).unbind(), strict=True))
+        return totals, finish
+
+    def _parts(self, images: Sequence[Tensor], masks: Sequence[Tensor], one_mask: bool) -> Sequence[BatchPart | None]:
+        """Say of each part what it is of the whole batch; None is the whole."""
+        if len(images) == self.ranks.count == 1:
+            return [None]
+        return self.objective.parts(
+            images,
+            masks,
+            whole=sum(map(len, images)) * self.ranks.count,
+            shared_mask=one_mask if self.shared_mask is None else self.shared_mask,
+            sum_ranks=self.ranks.sum,
+        )
+
+    def _parameters(self, name: str) -> list[nn.Parameter]:
+        return list(self.networks[name].parameters())
 
     @torch.no_grad()
     def _limit(self, gradients: Iterable[Tensor]) -> Tensor:
@@ -198,15 +260,19 @@ class TrainStep:
         torch._foreach_mul_(differences, 1 - decay)
         torch._foreach_add_(averages, differences)
 
-    def _generator_and_discriminator_terms(self, image: Tensor, mask: Tensor) -> dict[str, dict[str, Tensor]]:
+    def _terms(
+        self, image: Tensor, mask: Tensor, part: BatchPart | None, between: Tensor | None
+    ) -> dict[str, dict[str, Tensor]]:
+        """Loss terms of a part by network, from one forward pass of the generator."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == torch.bfloat16):
             output = self.predict(image, mask)
             if self.discriminator is None or not self._adversary:
                 objective = self.objective if self.discriminator is None else self._lonely
-                return {"generator": objective.generator_terms(image, mask, output)}
+                return {"generator": objective.generator_terms(image, mask, output, part=part)}
+            judge = self.discriminator
             return {
-                "generator": self.objective.generator_terms(image, mask, output, self.discriminator),
-                "discriminator": self.objective.discriminator_terms(image, mask, output, self.discriminator),
+                "generator": self.objective.generator_terms(image, mask, output, judge, part=part),
+                "discriminator": self.objective.discriminator_terms(image, mask, output, judge, part, between),
             }
 
     def predict(self, image: Tensor, mask: Tensor) -> GeneratorOutput:
@@ -223,6 +289,13 @@ class TrainStep:
     def _inputs(self, image: Tensor, mask: Tensor) -> Tensor:
         inputs = (assemble_known_input if self.known_pixels_only else assemble_input)(image, mask)
         return inputs.to(memory_format=self.layout)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return weights, buffers and average by name."""
+        networks: dict[str, nn.Module] = dict(self.networks)
+        if self.average is not None:
+            networks["average"] = self.average
+        return {f"{name}.{key}": value for name, net in networks.items() for key, value in net.state_dict().items()}
 
     def finite(self) -> bool:
         """Say whether every weight is a finite number."""

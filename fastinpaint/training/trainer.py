@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
-import os
 import sys
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +20,9 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from fastinpaint.checkpoint.training_state import save_training_state
 from fastinpaint.data.dataset import InpaintDataset
 from fastinpaint.data.masks import MaskSampler
-from fastinpaint.losses.objective import InpaintObjective, LossWeights
-from fastinpaint.models.discriminator import PatchDiscriminator
-from fastinpaint.models.generator import InpaintGenerator
-from fastinpaint.models.vgg import VGG19Features
+from fastinpaint.training.build import build_train_step
 from fastinpaint.training.config import TrainConfig
+from fastinpaint.training.distributed import join
 from fastinpaint.training.initial import initial_weights
 from fastinpaint.training.interrupts import StopRequest, blocked_signals, prepare_worker, worker_context
 from fastinpaint.training.metrics import MetricsLog, NotFinite, Window, draw_curves, read_metrics
@@ -36,12 +32,13 @@ from fastinpaint.training.run_folder import RunFolder, is_no_space
 from fastinpaint.training.sampler import SampleBatches, SampleStream
 from fastinpaint.training.samples import COLUMNS, draw_samples
 from fastinpaint.training.tensorboard import TensorBoard
-from fastinpaint.training.train_step import TrainStep
 from fastinpaint.training.validation import JUDGED, Validation
+from fastinpaint.training.workers import explained, spare_cores
 from fastinpaint.visualize.sheets import draw_sheet
 
 logger = logging.getLogger(__name__)
 
+_COMPARE_EVERY = 1000  # updates after which the weights of all processes are compared
 _IN_FLIGHT = 2  # updates that may be queued on a GPU before the host waits
 _RENAMED = {"kernels_optimizer": "muon_optimizer"}  # in checkpoints
 
@@ -66,24 +63,29 @@ class Trainer:
 
     def __init__(self, config: TrainConfig, *, resume: bool = False) -> None:
         config.validate()
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise ValueError("training runs on one device, but WORLD_SIZE asks for several")
         self.config = config
+        self.ranks = join(config.device)
+        self.ranks.require_divisible(config.batch_size, config.accumulate)
+        if not self.ranks.main:
+            logging.getLogger("fastinpaint").setLevel(logging.ERROR)
         self.folder = RunFolder(config.output)
         saved = self.folder.saved()
         if saved and not resume:
             raise FileExistsError(f"{saved[-1]} exists: pass --resume to go on, or another --output")
         if resume and not saved:
             raise FileNotFoundError(f"nothing to resume: no checkpoint in {self.folder.checkpoints}")
-        self.images = InpaintDataset(config.data, config.image_size, config.crop, config.seed, flip=config.flip)
+        with self.ranks.first_on_machine():
+            self.images = InpaintDataset(config.data, config.image_size, config.crop, config.seed, flip=config.flip)
+        self.ranks.require_same("the number of images", len(self.images))
         self.masks = self._mask_sampler(config.image_size)
         self.validation = (
             Validation(config.validation, config.masks, config.image_size, config.validation_count)
-            if config.validation is not None
+            if config.validation is not None and self.ranks.main
             else None
         )
-        self.folder.claim()
-        self.train_step = build_train_step(config)
+        if self.ranks.main:
+            self.folder.claim()
+        self.train_step = build_train_step(config, self.ranks)
         self.step = 0
         self.seconds = 0.0  # of training, those before a resume included
         self.best: dict[str, float] = {}  # step and scores of the best validation
@@ -110,7 +112,6 @@ class Trainer:
         try:
             with StopRequest() as request, logging_redirect_tqdm():
                 self._run(request)
-                self.stopped = request.stopped
         except FloatingPointError as error:
             raise FloatingPointError(f"{error}; {self.folder.kept()}; try a smaller learning_rate") from error
         except OSError as error:
@@ -124,10 +125,9 @@ class Trainer:
         return self.folder.model
 
     def _run(self, request: StopRequest) -> None:
-        self.folder.write(self.folder.config, self.config.to_yaml())
-        self._board = TensorBoard(self.folder.tensorboard, self.step) if self.config.tensorboard else None
-        log = MetricsLog(self.folder.metrics, self.step, self._board)
-        decoded = self.images.decode_all(self.folder.path / "decoded.u8") if self.config.cache else None
+        log = self._open_log() if self.ranks.main else None
+        name = self.ranks.file("decoded.u8")
+        decoded = self.images.decode_all(self.folder.path / name) if self.config.cache else None
         try:
             self._loop(log, request)
         except FloatingPointError:
@@ -147,6 +147,11 @@ class Trainer:
             if self._board is not None:
                 self._board.close()
 
+    def _open_log(self) -> MetricsLog:
+        self.folder.write(self.folder.config, self.config.to_yaml())
+        self._board = TensorBoard(self.folder.tensorboard, self.step) if self.config.tensorboard else None
+        return MetricsLog(self.folder.metrics, self.step, self._board)
+
     @property
     def _part(self) -> float:
         return self.config.part_over(self.step, self.seconds)
@@ -155,7 +160,7 @@ class Trainer:
     def _ended(self) -> bool:
         return self._part >= 1
 
-    def _loop(self, log: MetricsLog, request: StopRequest) -> None:
+    def _loop(self, log: MetricsLog | None, request: StopRequest) -> None:
         config, train_step = self.config, self.train_step
         window, pace = Window(config.batch_size, self.step), 1.0
         before, start = self.seconds, time.perf_counter()
@@ -163,14 +168,18 @@ class Trainer:
         queue = _Queue(train_step.device)
         quiet = 0.1 if sys.stderr.isatty() else 10.0  # seconds between two states of the bar
         total = None if config.max_seconds else config.steps
-        with tqdm(total=total, initial=self.step, unit="step", dynamic_ncols=True, mininterval=quiet) as bar:
+        self.ranks.require_same_tensors(train_step.tensors())
+        self.stopped, _ = self.ranks.agree(request.stopped, self.seconds)
+        bar_options: dict[str, Any] = {"dynamic_ncols": True, "mininterval": quiet, "disable": not self.ranks.main}
+        with tqdm(total=total, initial=self.step, unit="step", **bar_options) as bar:
             while not self._ended:
                 paused = 0 < config.pause_seconds <= self.seconds - before
-                if request.stopped or paused:
+                if self.stopped or paused:
                     return
                 asked = time.perf_counter()
                 batch = self._next(batches, request)
                 if batch is None:
+                    self.stopped = True
                     return
                 waited = time.perf_counter() - asked
                 torch.manual_seed(config.seed + self.step)  # some terms draw: a resumed run must draw the same
@@ -181,17 +190,21 @@ class Trainer:
                 window.add(batch[0].shape[-1], train_step.update(*batch), waited)
                 queue.add()
                 self.step, self._whole = self.step + 1, True
-                self.seconds = before + time.perf_counter() - start
+                elapsed = before + time.perf_counter() - start
+                self.stopped, self.seconds = self.ranks.agree(request.stopped, elapsed)
                 bar.update()
                 if self.step % config.log_every == 0 or self._ended:
                     row, not_finite = window.close()
                     counted = {"step": self.step, "seconds": round(self.seconds, 3)}
-                    log.write({**counted, "learning_rate": config.learning_rate * pace, **row})
+                    if log is not None:
+                        log.write({**counted, "learning_rate": config.learning_rate * pace, **row})
                     self._check(row, not_finite)
                     bar.set_postfix({name: f"{value:.3g}" for name, value in row.items() if value}, refresh=False)
-                if _due(self.step, config.validate_every) and not self._ended:
+                if _due(self.step, _COMPARE_EVERY):
+                    self.ranks.require_same_tensors(train_step.tensors())
+                if log is not None and _due(self.step, config.validate_every) and not self._ended:
                     self._validate(log)
-                if _due(self.step, config.sample_every):
+                if log is not None and _due(self.step, config.sample_every):
                     self._draw_samples()
                     self._draw_curves(log)
                 if _due(self.step, config.checkpoint_every) or self._overdue():
@@ -200,14 +213,14 @@ class Trainer:
     def _next(self, batches: Iterator[tuple[Tensor, Tensor]], request: StopRequest) -> tuple[Tensor, Tensor] | None:
         """Return the next batch, or None when the run is to stop."""
         try:
-            with request.waiting():
+            with request.waiting() if self.ranks.count == 1 else nullcontext():  # several agree after an update
                 return next(batches)
         except KeyboardInterrupt:
             if request.stopped:
                 return None
             raise
         except Exception as error:
-            raise _explained(error, self.config.data_timeout) from error
+            raise explained(error, self.config.data_timeout) from error
 
     def _overdue(self) -> bool:
         minutes = self.config.checkpoint_minutes
@@ -230,10 +243,10 @@ class Trainer:
     def _loader(self, size: int, masks: MaskSampler) -> DataLoader[tuple[Tensor, ...]]:
         config, cuda = self.config, self.train_step.device.type == "cuda"
         images = self.images if size == self.images.image_size else self.images.of_size(size)
-        workers = _spare_cores() if config.workers < 0 else config.workers
+        workers = spare_cores(self.ranks.local_count) if config.workers < 0 else config.workers
         return DataLoader(
             SampleStream(images, config.seed, None if config.masks.shared else masks),
-            batch_sampler=SampleBatches(config.batch_size, self.step, config.steps),
+            batch_sampler=SampleBatches(config.batch_size, self.step, config.steps, self.ranks.rank, self.ranks.count),
             num_workers=workers,
             worker_init_fn=prepare_worker,
             pin_memory=cuda,
@@ -270,9 +283,12 @@ class Trainer:
             self.train_step.result.save_pretrained(self.folder.best)
             self.folder.save_best(self._state())
 
-    def _finish(self, log: MetricsLog) -> None:
+    def _finish(self, log: MetricsLog | None) -> None:
         """Leave everything behind that a run leaves, finished or not; the weights first."""
+        self.ranks.require_same_tensors(self.train_step.tensors())
         self._save()
+        if log is None:
+            return
         self.train_step.result.save_pretrained(self.folder.model)
         if self.train_step.discriminator is not None:
             self.train_step.discriminator.save_pretrained(self.folder.discriminator)
@@ -289,20 +305,29 @@ class Trainer:
     def _state(self) -> dict[str, Any]:
         options = to_mapping(self.config)
         state = {"step": self.step, "seconds": self.seconds, "best": self.best, "config": options}
-        return {**state, "images": len(self.images), **self.train_step.state_dict()}
+        state |= {"images": len(self.images), "processes": self.ranks.count}
+        return {**state, **self.train_step.state_dict()}
 
     def _save(self) -> None:
         if not self.train_step.finite():
             raise FloatingPointError(f"a weight is not finite after update {self.step}")
-        self.folder.save(self.step, self._state(), self.config.keep_checkpoints)
+        if self.ranks.main:
+            self.folder.save(self.step, self._state(), self.config.keep_checkpoints)
         self._saved_at = time.perf_counter()
 
     def _load(self) -> None:
-        path, state = self.folder.load()
+        path, state = self.folder.load(set_aside=self.ranks.main)
         state = {_RENAMED.get(name, name): value for name, value in state.items()}
         self.step, self.seconds = state.pop("step"), state.pop("seconds", 0.0)
         self.best = state.pop("best", {})
         self._compare(path, state.pop("config", None), state.pop("images", None))
+        self.ranks.require_same("the update to resume after", self.step)
+        processes = state.pop("processes", 1)
+        if processes != self.ranks.count:
+            logger.info(
+                "saved by %d process%s, resumed by %d: the same batches, sums in another order",
+                *(processes, "" if processes == 1 else "es", self.ranks.count),
+            )
         try:
             self.train_step.load_state_dict(state)
         except (RuntimeError, ValueError, KeyError, TypeError) as error:
@@ -332,12 +357,15 @@ class Trainer:
 
     def _check(self, row: dict[str, float], not_finite: NotFinite | None) -> None:
         if not_finite is not None:
-            raise FloatingPointError(f"{not_finite}; its batch is in {self._keep_batch(not_finite)}")
+            path = self.folder.not_finite / f"update-{not_finite.step + 1:08d}.pt"
+            if self.ranks.main:
+                self._keep_batch(path, not_finite)
+            raise FloatingPointError(f"{not_finite}; its batch is in {path}")
         if row["skipped"] == 1:
             raise FloatingPointError(f"no gradients that are finite by update {self.step}")
 
-    def _keep_batch(self, at: NotFinite) -> Path:
-        """Save the terms and, read anew by their numbers, the samples of an update."""
+    def _keep_batch(self, path: Path, at: NotFinite) -> None:
+        """Save the terms and, read anew by their numbers, the samples of an update of all processes."""
         numbers = next(iter(SampleBatches(self.config.batch_size, at.step, at.step + 1)))
         masks = self._mask_sampler(at.size)
         stream = SampleStream(self.images.of_size(at.size), self.config.seed)
@@ -349,9 +377,7 @@ class Trainer:
             "images": torch.stack([stream[number][0] for number in numbers]),  # (B, 3, s, s) uint8
             "masks": torch.cat([masks.sample(number) for number in ([at.step] if shared else numbers)]),
         }
-        path = self.folder.path / "not-finite" / f"update-{at.step + 1:08d}.pt"
         save_training_state(path, state)
-        return path
 
 
 class _Queue:
@@ -372,72 +398,8 @@ class _Queue:
             self.events.popleft().synchronize()
 
 
-def build_train_step(config: TrainConfig) -> TrainStep:
-    """Build what the options ask for, with weights drawn from ``config.seed``."""
-    device = torch.device(
-        ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
-    )
-    cuda = device.type == "cuda"
-    if cuda:
-        torch.backends.cudnn.benchmark = True  # shapes are fixed
-    torch.manual_seed(config.seed)
-    generator = InpaintGenerator(config.base_channels, config.attention, config.head_norm)
-    if config.identity_blocks:
-        for block in generator.blocks:
-            torch.nn.init.zeros_(block.get_parameter("plain.norm.weight"))
-    objective = InpaintObjective(*_weights_and_features(config))
-    discriminator = PatchDiscriminator(config.discriminator_channels) if config.losses.adversarial else None
-    half = config.precision == "auto"
-    draws = config.losses.matching_image or config.losses.matching_gradient  # torch.randperm cannot be in a graph
-    return TrainStep(
-        generator.to(device),
-        objective.to(device),
-        discriminator and discriminator.to(device),
-        learning_rate=config.learning_rate,
-        discriminator_rate=config.discriminator_rate,
-        betas=(config.beta1, config.beta2),
-        muon_lr=config.muon_lr,
-        clip=config.clip,
-        ema=config.ema,
-        precision=torch.bfloat16 if config.precision == "bfloat16" or (half and cuda) else torch.float32,
-        channels_last=cuda if config.channels_last is None else config.channels_last,
-        compile=config.compile,
-        known_pixels_only=config.known_pixels_only,
-        cuda_graph=cuda and (config.cuda_graph == "on" or (config.cuda_graph == "auto" and not draws)),
-    )
-
-
-def _weights_and_features(config: TrainConfig) -> tuple[LossWeights, VGG19Features | None]:
-    weights = config.losses
-    if not (weights.content or weights.style):
-        return weights, None
-    if config.vgg is None:
-        logger.warning("no VGG-19 weights given (option vgg): the perceptual terms are off")
-        return dataclasses.replace(weights, content=0.0, style=0.0), None
-    return weights, VGG19Features.from_file(config.vgg)
-
-
 def _config_of(saved: dict[str, Any]) -> TrainConfig:
     return from_mapping(TrainConfig, modernise(TrainConfig, saved))
-
-
-def _explained(error: Exception, timeout: float) -> Exception:
-    """Return what the loader raised without the traceback that it puts into the message."""
-    text = str(error)
-    if "in DataLoader worker process" in text:
-        cause = text.rstrip().rpartition("\n")[2]
-        return ValueError(f"a data worker failed: {cause}")
-    if "timed out" in text:
-        return TimeoutError(f"no batch came from the data workers within data_timeout = {timeout:g} s")
-    if "exited unexpectedly" in text or "killed by signal" in text:
-        return ChildProcessError(f"{text.split('. ', maxsplit=1)[0]}; if memory ran out, take fewer workers")
-    return error
-
-
-def _spare_cores() -> int:
-    """All cores that this process may use but one, at least 1."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(cores - 1, 1)
 
 
 def _due(step: int, every: int) -> bool:

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import signal
 import sys
 
 import numpy as np
@@ -54,6 +55,9 @@ def start(arguments, log, prepare=None, *values):
 
 def _run(arguments, log, prepare, values):
     os.setsid()
+    for number in (signal.SIGTERM, signal.SIGHUP):  # may be ignored where the tests are started
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     os.dup2(handle, 1)
     os.dup2(handle, 2)
