@@ -25,6 +25,7 @@ from fastinpaint.checkpoint.training_state import (
     training_states,
 )
 from fastinpaint.data.dataset import InpaintDataset
+from fastinpaint.data.decoded import DecodedImages
 from fastinpaint.data.masks import MaskSampler
 from fastinpaint.files import atomic_write
 from fastinpaint.losses.objective import InpaintObjective, LossWeights
@@ -105,7 +106,7 @@ class Trainer:
             with atomic_write(self.output / "config.yaml") as temporary:
                 temporary.write_text(self.config.to_yaml(), encoding="utf-8")
         log = MetricsLog(self.output / "metrics.jsonl", self.step) if self.ranks.main else None
-        decoded = self.images.decode_all(self.output / self.ranks.file("decoded.u8")) if self.config.cache else None
+        decoded = self._decode() if self.config.cache else None
         with StopRequest() as request:
             try:
                 self._loop(log, request)
@@ -116,13 +117,21 @@ class Trainer:
             else:
                 self._finish(log)
             finally:
-                if decoded is not None:
+                if decoded is not None and self.ranks.local_rank == 0:
                     decoded.close()
         if not self._ended:
             self.say(f"stopped after update {self.step}, saved in {self.checkpoints}; --resume goes on")
             if self._stopped:
                 raise KeyboardInterrupt
         return self.output / "model"
+
+    def _decode(self) -> DecodedImages:
+        """Decode all images, once on each machine."""
+        first = self.ranks.rank - self.ranks.local_rank  # of this machine
+        mine = self.images.decode_all(self.output / self.ranks.file("decoded.u8")) if self.ranks.rank == first else None
+        decoded: DecodedImages = self.ranks.gather(mine)[first]
+        self.images.read_from(decoded)
+        return decoded
 
     @property
     def _part(self) -> float:
