@@ -19,6 +19,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from fastinpaint.checkpoint.training_state import save_training_state
 from fastinpaint.data.dataset import InpaintDataset
+from fastinpaint.data.decoded import DecodedImages
 from fastinpaint.data.masks import MaskSampler
 from fastinpaint.training.build import build_train_step
 from fastinpaint.training.config import TrainConfig
@@ -126,8 +127,7 @@ class Trainer:
 
     def _run(self, request: StopRequest) -> None:
         log = self._open_log() if self.ranks.main else None
-        name = self.ranks.file("decoded.u8")
-        decoded = self.images.decode_all(self.folder.path / name) if self.config.cache else None
+        decoded = self._decode() if self.config.cache else None
         try:
             self._loop(log, request)
         except FloatingPointError:
@@ -142,7 +142,7 @@ class Trainer:
         else:
             self._finish(log)
         finally:
-            if decoded is not None:
+            if decoded is not None and self.ranks.local_rank == 0:
                 decoded.close()
             if self._board is not None:
                 self._board.close()
@@ -151,6 +151,15 @@ class Trainer:
         self.folder.write(self.folder.config, self.config.to_yaml())
         self._board = TensorBoard(self.folder.tensorboard, self.step) if self.config.tensorboard else None
         return MetricsLog(self.folder.metrics, self.step, self._board)
+
+    def _decode(self) -> DecodedImages:
+        """Decode all images, once on each machine."""
+        first = self.ranks.rank - self.ranks.local_rank  # of this machine
+        path = self.folder.path / self.ranks.file("decoded.u8")
+        mine = self.images.decode_all(path) if self.ranks.rank == first else None
+        decoded: DecodedImages = self.ranks.gather(mine)[first]
+        self.images.read_from(decoded)
+        return decoded
 
     @property
     def _part(self) -> float:
