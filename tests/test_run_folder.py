@@ -430,7 +430,7 @@ class TestSignals:
                 prepare_worker(0)
                 for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                     os.kill(os.getpid(), number)
-                while signal.sigpending():  # or two of one number would become one
+                while signal.SIGTERM in signal.sigpending():  # or two of one number would become one
                     time.sleep(0.01)
                 os.write(told, str(trainer).encode())
                 time.sleep(600)

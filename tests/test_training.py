@@ -35,6 +35,7 @@ from fastinpaint.training.presets import find_config
 from fastinpaint.training.sampler import SampleBatches, SampleStream
 from fastinpaint.training.train_step import TrainStep
 from fastinpaint.training.trainer import Trainer
+from fastinpaint.training.validation import Validation
 from tests.helpers.runs import make_photographs, tiny_config
 
 MATPLOTLIB = importlib.util.find_spec("matplotlib") is not None
@@ -727,3 +728,110 @@ class TestSmall:
         resumed = Trainer(config, resume=True)
         assert resumed.step == 4
         resumed.run()
+
+
+class TestSeeing:
+    def test_validation_keeps_the_best(self, config, monkeypatch, caplog):
+        scores = iter([10.0, 30.0, 20.0])
+        monkeypatch.setattr(Validation, "measure", lambda *_: {"validation_psnr_hole": next(scores)})
+        config = dataclasses.replace(config, validation=config.data, validate_every=2)
+        trainer = Trainer(config)
+        trainer.run()
+        folder = trainer.folder
+        assert load_training_state(folder.checkpoints / "best.pt")["step"] == 4
+        assert trainer.best == {"step": 4, "validation_psnr_hole": 30.0}
+        best, last = (InpaintGenerator.from_pretrained(path).state_dict() for path in (folder.best, folder.model))
+        assert any(not torch.equal(best[name], last[name]) for name in best)
+        rows = [row["validation_psnr_hole"] for row in read_metrics(folder.metrics) if "validation_psnr_hole" in row]
+        assert rows == [10.0, 30.0, 20.0]
+        assert [path.name for path in training_states(folder.checkpoints)] == ["step-00000006.pt"]
+        again = Trainer(config, resume=True)
+        assert again.best == trainer.best
+        again.run()  # has ended: nothing is measured twice
+        page = folder.report.read_text()
+        assert "best, update 4" in page
+        assert "30.0000" in page
+        assert not MATPLOTLIB or "data:image/png;base64," in page
+        assert "validation</td>" in page
+
+    def test_scores_are_those_of_fixed_pictures_and_holes(self, config):
+        validation = Validation(config.data, MaskConfig(), 32, 2)
+        filled = []
+
+        class Perfect:
+            device = torch.device("cpu")
+
+            def show(self, image, mask):
+                filled.append((image, mask))
+                return SimpleNamespace(images=[image + 0.5 * self.wrong])
+
+        fake = Perfect()
+        fake.wrong = 0
+        assert validation.measure(fake, 2)["validation_psnr_hole"] == 100.0
+        fake.wrong = 1
+        scores = validation.measure(fake, 1)
+        assert scores.keys() == {f"validation_{name}" for name in ("psnr", "psnr_hole", "ssim", "ssim_hole")}
+        assert scores["validation_psnr_hole"] < scores["validation_psnr"] < 100.0
+        assert torch.equal(filled[0][1], torch.cat([mask for _, mask in filled[1:]]))
+        assert torch.equal(filled[0][0], torch.cat([image for image, _ in filled[1:]]))
+        assert len({mask.sum().item() for _, mask in filled[1:]}) == 2
+
+    def test_tensorboard_shows_scalars_and_pictures(self, config, monkeypatch):
+        shown = []
+
+        class Writer:
+            def __init__(self, folder, purge_step):
+                shown.append((folder, purge_step))
+
+            def add_scalar(self, tag, value, step):
+                shown.append((tag, step))
+
+            def add_image(self, tag, cell, step, dataformats):
+                shown.append((tag, step, cell.shape, dataformats))
+
+            def close(self):
+                shown.append("closed")
+
+        monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=Writer))
+        trainer = Trainer(dataclasses.replace(config, tensorboard=True, steps=2, sample_every=2, sample_count=1))
+        trainer.run()
+        assert shown[0] == (str(trainer.folder.tensorboard), 1)
+        assert {("loss/total", 2), ("loss/discriminator_total", 2), ("run/images_per_second", 2)} <= set(shown)
+        for scale, side in (("", 32), (" half", 16), (" quarter", 8)):
+            for name in ("result", "edges", "gradients"):
+                assert (f"sample 1/{name}{scale}", 2, (side, side, 3), "HWC") in shown
+        assert shown[-1] == "closed"
+
+    def test_tensorboard_itself_reads_it_back(self, config):
+        pytest.importorskip("tensorboard")
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+        trainer = Trainer(dataclasses.replace(config, tensorboard=True, steps=2, sample_every=2, sample_count=1))
+        trainer.run()
+        events = EventAccumulator(str(trainer.folder.tensorboard))
+        events.Reload()
+        assert [event.step for event in events.Scalars("loss/total")] == [2]
+        assert "sample 1/gradients quarter" in events.Tags()["images"]
+
+    def test_a_missing_tensorboard_is_named_before_training(self, config, monkeypatch):
+        monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+        with pytest.raises(ImportError, match=r"pip install 'fastinpaint\[tensorboard\]'"):
+            Trainer(dataclasses.replace(config, tensorboard=True)).run()
+
+
+class TestPresets:
+    @pytest.mark.parametrize("name", ["celeba", "original", "places2", "small"])
+    def test_every_preset_is_valid(self, name):
+        preset = TrainConfig.from_yaml(find_config(name))
+        dataclasses.replace(preset, data="somewhere").validate()
+
+    def test_original_is_the_paper(self):
+        original = TrainConfig.from_yaml(find_config("original"))
+        assert original.losses == LossWeights()
+        assert original.masks == MaskConfig()
+        assert (original.beta1, original.beta2, original.learning_rate) == (0.0, 0.9, 1e-5)
+        assert original.head_norm
+        assert not original.known_pixels_only
+        with torch.device("meta"):
+            generator = InpaintGenerator(original.base_channels, original.attention, original.head_norm)
+        assert sum(p.numel() for p in generator.parameters()) == pytest.approx(15.1e6, rel=0.01)

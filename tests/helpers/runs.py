@@ -61,6 +61,7 @@ def _run(arguments, log, prepare, values):
     handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     os.dup2(handle, 1)
     os.dup2(handle, 2)
+    multiprocessing.set_start_method("fork", force=True)  # of data workers, as where no server started the process
     torch.set_num_threads(1)
     if prepare:
         prepare(*values)
