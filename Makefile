@@ -7,13 +7,14 @@ CSRC := $(wildcard $(foreach kind,cpp h inc cu cuh,$(foreach folder,csrc csrc/cp
 CXX_SOURCES := $(CSRC) $(wildcard tests/*/*.cpp tests/*/*.h)
 NATIVE := $(CSRC) setup.py
 
-.PHONY: demo test sanitize lint format bench clean
+.PHONY: demo test sanitize kill lint format bench clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo     train a small model for about three minutes and fill holes in photographs"
 	@echo "make test     the test suite"
 	@echo "make sanitize the native kernels under GCC's address, undefined behaviour and thread sanitizers, in ten minutes"
+	@echo "make kill     50 training runs killed at random moments and resumed, bit for bit, in a few minutes"
 	@echo "make lint     ruff, mypy, clang-format, import-linter"
 	@echo "make format   let ruff and clang-format rewrite the sources"
 	@echo "make bench    the benchmarks, into benchmark-results/"
@@ -37,6 +38,9 @@ test: $(STAMP)
 
 sanitize: $(STAMP)
 	$(BIN)/python -m tests.sanitize
+
+kill: $(STAMP)
+	$(BIN)/python -m tests.kill_runs
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
