@@ -84,8 +84,7 @@ class Trainer:
             if config.validation is not None and self.ranks.main
             else None
         )
-        if self.ranks.main:
-            self.folder.claim()
+        self.ranks.on_main(self.folder.claim)
         self.train_step = build_train_step(config, self.ranks)
         self.step = 0
         self.seconds = 0.0  # of training, those before a resume included
@@ -183,6 +182,8 @@ class Trainer:
         with tqdm(total=total, initial=self.step, unit="step", **bar_options) as bar:
             while not self._ended:
                 paused = 0 < config.pause_seconds <= self.seconds - before
+                if self.ranks.count == 1:
+                    self.stopped = request.stopped  # it need not stop after the same update as others
                 if self.stopped or paused:
                     return
                 asked = time.perf_counter()
