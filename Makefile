@@ -6,15 +6,18 @@ STAMP := $(VENV)/.installed
 CSRC := $(wildcard $(foreach kind,cpp h inc cu cuh,$(foreach folder,csrc csrc/cpu csrc/cpu/simd csrc/cuda,$(folder)/*.$(kind))))
 CXX_SOURCES := $(CSRC) $(wildcard tests/*/*.cpp tests/*/*.h)
 NATIVE := $(CSRC) setup.py
+OP_TESTS := $(patsubst fastinpaint/ops/%.py,tests/test_%.py,$(filter-out fastinpaint/ops/_%,$(wildcard fastinpaint/ops/*.py)))
 # Without the compiled extension every `make` installs again: a compiler may have come.
 UNBUILT := $(if $(wildcard fastinpaint/_C.*so),,unbuilt)
 
-.PHONY: demo test docs sanitize soak fuzz kill lint format bench clean unbuilt
+.PHONY: demo test test-isa wheel-check lock docs sanitize soak fuzz kill lint format bench clean unbuilt
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo     train a small model for about three minutes and fill holes in photographs"
 	@echo "make test     the test suite"
+	@echo "make test-isa the operators' tests on each lower instruction set that this processor has"
+	@echo "make wheel-check   one wheel beside the oldest and the newest torch; downloads gigabytes"
 	@echo "make sanitize the native kernels under GCC's address, undefined behaviour and thread sanitizers, in ten minutes"
 	@echo "make fuzz     damaged files and odd arguments for ten minutes: no crash, no hang, no undocumented error"
 	@echo "make soak     fifty clients at once against the painter's server for five minutes"
@@ -69,6 +72,23 @@ format: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python -m pip install --quiet --no-build-isolation -c constraints.txt -e ".[bench]"
 	$(BIN)/python -m benchmarks --out benchmark-results
+
+# Each in a process of its own: the set is chosen once. Tests that choose it themselves ran in `make test`.
+test-isa: $(STAMP)
+	@best=$$($(BIN)/python -c "from fastinpaint.ops._backend import cpu_isa; print(cpu_isa())"); \
+	for isa in baseline avx2; do \
+		[ "$$best" = "$$isa" ] || [ "$$best" = None ] && break; \
+		echo "FASTINPAINT_ISA=$$isa"; \
+		FASTINPAINT_ISA=$$isa $(BIN)/python -m pytest -q $(OP_TESTS) -k "not instruction_set" || exit 1; \
+	done
+
+wheel-check: $(STAMP)
+	$(BIN)/python scripts/wheel_check.py
+
+lock: $(STAMP)
+	@{ sed -n '/^#/p' constraints.txt; $(BIN)/python -m pip freeze --exclude-editable \
+		| sed -E 's/[+][a-z0-9.]+$$//; /^(torch|ruff|mypy|import-linter|clang-format)==/!s/$$/; python_version >= "3.11"/'; } > constraints.new
+	@mv constraints.new constraints.txt
 
 docs: $(STAMP)
 	$(BIN)/python -m pip install --quiet --no-build-isolation -c constraints.txt -e ".[docs]"
