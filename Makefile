@@ -10,7 +10,7 @@ OP_TESTS := $(patsubst fastinpaint/ops/%.py,tests/test_%.py,$(filter-out fastinp
 # Without the compiled extension every `make` installs again: a compiler may have come.
 UNBUILT := $(if $(wildcard fastinpaint/_C.*so),,unbuilt)
 
-.PHONY: demo test test-isa wheel-check lock docs sanitize soak lint format bench clean unbuilt
+.PHONY: demo test test-isa wheel-check lock docs sanitize soak fuzz kill lint format bench clean unbuilt
 .DEFAULT_GOAL := help
 
 help:
@@ -19,7 +19,9 @@ help:
 	@echo "make test-isa the operators' tests on each lower instruction set that this processor has"
 	@echo "make wheel-check   one wheel beside the oldest and the newest torch; downloads gigabytes"
 	@echo "make sanitize the native kernels under GCC's address, undefined behaviour and thread sanitizers, in ten minutes"
+	@echo "make fuzz     damaged files and odd arguments for ten minutes: no crash, no hang, no undocumented error"
 	@echo "make soak     fifty clients at once against the painter's server for five minutes"
+	@echo "make kill     50 training runs killed at random moments and resumed, bit for bit, in a few minutes"
 	@echo "make lint     ruff, mypy, clang-format, import-linter"
 	@echo "make format   let ruff and clang-format rewrite the sources"
 	@echo "make docs     the documentation, into build/site; warnings are errors"
@@ -48,6 +50,12 @@ sanitize: $(STAMP)
 
 soak: $(STAMP)
 	$(BIN)/python -m tests.helpers.painter_soak
+
+fuzz: $(STAMP)
+	$(BIN)/python -m tests.fuzz
+
+kill: $(STAMP)
+	$(BIN)/python -m tests.kill_runs
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import stat
 from collections.abc import Iterator
@@ -12,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 PathLike = str | os.PathLike[str]
+
+_TEMPORARY = re.compile(r"\.tmp-[0-9a-f]{12}-.+")
 
 
 @contextmanager
@@ -45,6 +48,17 @@ def atomic_write(path: PathLike) -> Iterator[Path]:
         raise
     with suppress(OSError):  # not every system can flush a folder, which makes the rename itself durable
         _fsync(target.parent, os.O_RDONLY)
+
+
+def remove_temporaries(*folders: PathLike) -> list[Path]:
+    """Remove what killed processes left of `atomic_write` in these folders, where nobody may be writing now."""
+    found = [
+        path for folder in folders if os.path.isdir(folder)
+        for path in Path(folder).iterdir() if _TEMPORARY.fullmatch(path.name)
+    ]  # fmt: skip
+    for path in found:
+        path.unlink(missing_ok=True)
+    return found
 
 
 def _permissions_of_new_file(path: Path) -> int:

@@ -1,6 +1,10 @@
+import errno
 import os
+import struct
 import subprocess
 import sys
+import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -221,11 +225,121 @@ class TestTrain:
         assert main([*arguments, "--steps", "2", "--resume"]) == 0
 
 
+# Each makes one bad input in a folder with photo.png and mask.png, and returns what changes in the arguments, and what
+# the line must say.
+def truncated_jpeg(folder, model, monkeypatch):
+    Image.open(folder / "photo.png").save(folder / "bad.jpg")
+    (folder / "bad.jpg").write_bytes((folder / "bad.jpg").read_bytes()[:-300])
+    return {"image": folder / "bad.jpg"}, "bad.jpg cannot be read as an image: image file is truncated"
+
+
+def no_bytes(folder, model, monkeypatch):
+    (folder / "bad.png").touch()
+    return {"image": folder / "bad.png"}, "bad.png cannot be read as an image: "
+
+
+def text(folder, model, monkeypatch):
+    (folder / "bad.png").write_text("no picture at all")
+    return {"image": folder / "bad.png"}, "bad.png cannot be read as an image: "
+
+
+def missing(folder, model, monkeypatch):
+    return {"image": folder / "bad.png"}, f"no file or folder at {folder / 'bad.png'}"
+
+
+def bomb(folder, model, monkeypatch):
+    header = struct.pack(">II5B", 100_000, 100_000, 8, 2, 0, 0, 0)
+    chunks = [b"IHDR" + header, b"IDAT" + zlib.compress(bytes(1000)), b"IEND"]
+    packed = (len(c[4:]).to_bytes(4, "big") + c + zlib.crc32(c).to_bytes(4, "big") for c in chunks)
+    (folder / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(packed))
+    return {"image": folder / "bad.png"}, "could be decompression bomb"
+
+
+def pipe(folder, model, monkeypatch):
+    os.mkfifo(folder / "bad.png")
+    return {"image": folder / "bad.png"}, "is a pipe"
+
+
+def mask_of_another_size(folder, model, monkeypatch):
+    Image.fromarray(np.eye(30, 48, dtype=np.uint8) * 255).save(folder / "bad.png")
+    return {"mask": folder / "bad.png"}, "must have the image's width and height 48x32, got 48x30"
+
+
+def empty_mask(folder, model, monkeypatch):
+    Image.new("L", (48, 32), 76).save(folder / "bad.png")
+    return {"mask": folder / "bad.png"}, "bad.png marks no hole: its values are 76 to 76"
+
+
+def mask_that_is_the_image(folder, model, monkeypatch):
+    return {"mask": folder / "photo.png"}, "the image and the mask are the same"
+
+
+def folder_as_output(folder, model, monkeypatch):
+    (folder / "folder").mkdir()
+    return {"output": folder / "folder"}, "one image wants an output file"
+
+
+def unknown_format(folder, model, monkeypatch):
+    return {"output": folder / "filled.psd"}, "filled.psd has none of the suffixes"
+
+
+def format_without_alpha(folder, model, monkeypatch):
+    Image.open(folder / "photo.png").convert("LA").save(folder / "bad.png")
+    return {"image": folder / "bad.png", "output": folder / "filled.bmp"}, "BMP cannot hold LA pixels"
+
+
+def refuse_writing(monkeypatch, number):
+    def refuse(path, content):
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr(Path, "write_bytes", refuse)
+    return {}, f"filled.png: {os.strerror(number)}"
+
+
+def no_permission(folder, model, monkeypatch):
+    return refuse_writing(monkeypatch, errno.EACCES)
+
+
+def disk_full(folder, model, monkeypatch):
+    return refuse_writing(monkeypatch, errno.ENOSPC)
+
+
+def checkpoint_of_another_width(folder, model, monkeypatch):
+    InpaintGenerator(4, head_norm=False).save_pretrained(folder / "wide")
+    (folder / "wide" / "model.safetensors").replace(model / "model.safetensors")
+    return {}, "does not fit InpaintGenerator"
+
+
+def damaged_model(folder, model, monkeypatch):
+    (model / "model.safetensors").write_bytes(b"\xff" * 100)
+    return {}, "model.safetensors is not a complete safetensors file"
+
+
+def weights_of_nan(folder, model, monkeypatch):
+    generator = InpaintGenerator(2, head_norm=False)
+    with torch.no_grad():
+        next(generator.parameters()).fill_(float("nan"))
+    generator.save_pretrained(model)
+    return {}, "NaN"
+
+
+def no_such_device(folder, model, monkeypatch):
+    return {"device": "nowhere"}, "device nowhere cannot be used"
+
+
+BAD = [
+    truncated_jpeg, no_bytes, text, missing, bomb, pipe, mask_of_another_size, empty_mask, mask_that_is_the_image,
+    folder_as_output, unknown_format, format_without_alpha, no_permission, disk_full, checkpoint_of_another_width,
+    damaged_model, weights_of_nan, no_such_device,
+]  # fmt: skip
+
+
 class TestInpaint:
     def arguments(self, model, folder, **changes):
         names = {"model": model, "image": folder / "photo.png", "mask": folder / "mask.png"}
         names |= {"output": folder / "filled.png"} | changes
-        return ["inpaint", "--device", "cpu", *(str(v) for k, value in names.items() for v in (f"--{k}", value))]
+        names = {"device": "cpu"} | names
+        return ["inpaint", *(str(v) for k, value in names.items() for v in (f"--{k}", value))]
 
     def test_file(self, model, photo, capsys):
         assert main(self.arguments(model, photo)) == 0
@@ -254,7 +368,52 @@ class TestInpaint:
         assert main(arguments) == 1
         streams = capsys.readouterr()
         assert "broken.png" in streams.err
-        assert "2 written, 1 failed" in streams.out
+        assert "1 written, 1 failed" in streams.out
+
+    @pytest.mark.parametrize("make", BAD, ids=lambda make: make.__name__)
+    def test_bad_input_is_one_line_and_leaves_nothing(self, model, photo, make, capsys, monkeypatch):
+        changes, message = make(photo, model, monkeypatch)
+        before = sorted(photo.rglob("*"))
+        assert main(self.arguments(model, photo, **changes)) == 1
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.startswith("fastinpaint: error: ")
+        assert error.count("\n") == 1
+        assert sorted(photo.rglob("*")) == before
+
+    def test_one_bad_file_does_not_stop_a_folder(self, model, photo, capsys, monkeypatch):
+        folder = photo / "images"
+        folder.mkdir()
+        for name in ("a", "z"):
+            Image.open(photo / "photo.png").save(folder / f"{name}.png")
+        for make in (truncated_jpeg, no_bytes, bomb, pipe):
+            changes, _ = make(photo, model, monkeypatch)
+            changes["image"].rename(folder / f"{make.__name__}{changes['image'].suffix}")
+        assert main(self.arguments(model, photo, image=folder, output=photo / "filled")) == 1
+        streams = capsys.readouterr()
+        assert "2 written, 4 failed" in streams.out
+        told = [line for line in streams.err.splitlines() if line.startswith("fastinpaint: error: ")]
+        assert len(told) == 4
+        assert all(any(f"{name}." in line for line in told) for name in ("truncated_jpeg", "no_bytes", "bomb", "pipe"))
+        assert sorted(path.name for path in (photo / "filled").iterdir()) == ["a.png", "z.png"]
+
+    def test_debug_shows_where_a_file_failed(self, model, photo, capsys):
+        (photo / "photo.png").write_bytes(b"no image")
+        assert main([*self.arguments(model, photo), "--debug"]) == 1
+        assert "Traceback (most recent call last)" in capsys.readouterr().err
+
+    def test_mask_from_alpha_and_other_flags(self, model, photo, capsys):
+        layered = Image.open(photo / "photo.png")
+        layered.putalpha(Image.open(photo / "mask.png").point(lambda value: 255 - value))
+        layered.save(photo / "layered.png")
+        arguments = self.arguments(model, photo, image=photo / "layered.png", mask="alpha")
+        assert main([*arguments, "--mask-dilate", "2", "--batch-size", "2"]) == 0
+        before, after = (np.asarray(Image.open(photo / f"{name}.png")) for name in ("photo", "filled"))
+        assert (after[..., 3] == 255).all()
+        assert (after[6, 12, :3] != before[6, 12]).any()  # two pixels outside the hole
+        np.testing.assert_array_equal(after[5, :, :3], before[5])
+        assert main([*arguments, "--skip-existing"]) == 0
+        assert "0 written, 0 failed, 1 skipped" in capsys.readouterr().out
 
 
 class TestConvert:
@@ -297,6 +456,17 @@ def test_masks(tmp_path, capsys):
     assert "--overwrite" in capsys.readouterr().err
     assert main([*arguments, "--overwrite"]) == 0
     assert all((np.asarray(Image.open(path)) == mask).all() for path, mask in zip(files, masks, strict=True))
+
+
+def test_masks_by_bin(tmp_path, capsys):
+    arguments = ["masks", "--output", str(tmp_path / "m"), "--count", "2", "--size", "64", "64", "--kind", "box"]
+    assert main([*arguments, "--bins", "10-20", "40-50"]) == 0
+    assert "4 masks written" in capsys.readouterr().out
+    assert sorted(path.name for path in (tmp_path / "m").iterdir()) == ["10-20", "40-50"]
+    assert main(arguments) == 1
+    with pytest.raises(SystemExit):
+        main([*arguments, "--bins", "20-10"])
+    assert "must be percentages such as 10-20, got 20-10" in capsys.readouterr().err
 
 
 def test_info_runs_as_a_module():

@@ -1,6 +1,7 @@
 """Losses and weights do not depend on how batches are divided: among two processes over gloo, or in micro-batches."""
 
 import dataclasses
+import logging
 import multiprocessing
 import os
 import signal
@@ -155,11 +156,21 @@ def interrupted(config, rank=None):
         return update(*batch)
 
     trainer.train_step.update = signalled
-    try:
-        trainer.run()
-    except KeyboardInterrupt:
-        return trainer.step
-    return None
+    trainer.run()
+    return trainer.step if trainer.stopped else None
+
+
+class Heard(logging.Handler):
+    """Keeps what the package logs."""
+
+    def __init__(self):
+        super().__init__()
+        self.lines = []
+        logging.getLogger("fastinpaint").setLevel(logging.INFO)
+        logging.getLogger("fastinpaint").addHandler(self)
+
+    def emit(self, record):
+        self.lines.append(record.getMessage())
 
 
 def error_of(call):
@@ -178,15 +189,15 @@ def _process(rank, port, folder):
     ranks, found = join("cpu"), {}
     for name, case in CASES.items():
         found[name] = run_case(**case, ranks=ranks)
-    said = []
-    whole = Trainer(config_of(folder, "two", cache=True), say=said.append)
+    said = Heard().lines
+    whole = Trainer(config_of(folder, "two", cache=True))
     whole.run()
     found["two"] = whole.train_step.tensors()
     found["stopped"] = interrupted(config_of(folder, "parts"), rank=1)
-    resumed = Trainer(config_of(folder, "parts"), resume=True, say=said.append)
+    resumed = Trainer(config_of(folder, "parts"), resume=True)
     resumed.run()
     found["parts"] = resumed.train_step.tensors()
-    Trainer(config_of(folder, "one"), resume=True, say=said.append).run()
+    Trainer(config_of(folder, "one"), resume=True).run()
     found["said"] = said
     spoiled = dict(whole.train_step.tensors())
     if rank == 1:
@@ -256,14 +267,14 @@ def test_sigterm_on_one_rank_stops_both_and_resuming_is_exact(two):
         assert_equal(found["parts"], results[0]["two"])
 
 
-def test_only_the_first_process_speaks_and_another_number_of_processes_is_told(two):
+def test_only_the_first_process_speaks_and_another_number_of_processes_is_told(two, caplog):
+    caplog.set_level(logging.INFO)
     (first, second), folder = two
     assert second["said"] == []
     assert sum("saved by 1 process, resumed by 2" in line for line in first["said"]) == 1
     assert training_states(folder / "one" / "checkpoints")[-1].name == "step-00000005.pt"
-    said = []
-    Trainer(config_of(folder, "parts", pause_seconds=1.0), resume=True, say=said.append)
-    assert any("saved by 2 processes, resumed by 1" in line for line in said)
+    Trainer(config_of(folder, "parts", pause_seconds=1.0), resume=True)
+    assert "saved by 2 processes, resumed by 1" in caplog.text
 
 
 def test_what_differs_between_processes_is_named(two):

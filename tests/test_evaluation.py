@@ -1,8 +1,11 @@
 import csv
+import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +19,7 @@ from fastinpaint.evaluation.holes import BINS, KINDS, HoleOptions, draw_hole, ex
 from fastinpaint.evaluation.intervals import bootstrap
 from fastinpaint.evaluation.summary import differences, summarize
 from fastinpaint.inference.inpainter import Inpainter
+from fastinpaint.models import pretrained
 from fastinpaint.models.generator import InpaintGenerator
 from tests.helpers.photographs import crops
 
@@ -98,7 +102,7 @@ class TestCases:
     def test_hole_must_be_a_part(self, photos, tmp_path, value):
         Image.new("L", (SIZE, SIZE), value).save(tmp_path / "mask.png")
         (spec, *_) = cases_with_masks(photos, tmp_path / "mask.png")
-        with pytest.raises(ValueError, match="must mark a part"):
+        with pytest.raises(ValueError, match=r"marks no hole|must mark a part|covers the whole"):
             load_case(spec, SIZE, 0, HoleOptions())
 
 
@@ -157,6 +161,14 @@ class TestModel:
         wanted = [row for row in read_csv(report / "cases.csv") if row["method"] == OURS]
         found = read_csv(tmp_path / "cases.csv")
         assert [row["psnr_hole"] for row in found] == [row["psnr_hole"] for row in wanted]
+
+    def test_a_model_that_ships_is_evaluated_by_name(self, model, photos, tmp_path, monkeypatch):
+        shutil.copytree(model, tmp_path / "weights" / "small")
+        monkeypatch.setattr(pretrained, "SHIPPED", tmp_path / "weights")
+        monkeypatch.chdir(tmp_path)
+        assert evaluate("small", photos, "out", "--holes", "box", "--metrics", "mae", "--limit", 1) == 0
+        digest = hashlib.sha256((model / "model.safetensors").read_bytes()).hexdigest()
+        assert json.loads((tmp_path / "out" / "summary.json").read_text())["model_sha256"] == digest
 
     def test_a_report_is_not_overwritten_unasked(self, report, model, photos, capsys):
         assert evaluate(model, photos, report) == 1
@@ -266,6 +278,19 @@ class TestIntervals:
 
 
 @pytest.mark.timeout(1500)  # three processes that import torch, on a machine that may be busy
+def test_an_original_checkpoint_from_conversion_to_scores(photos, tmp_path, capsys):
+    """The documented way to repeat the paper's tables, on the checkpoint of a narrow network."""
+    checkpoint = Path(__file__).parent / "golden" / "tf_checkpoint_w16"
+    assert main(["convert", str(checkpoint), str(tmp_path / "model")]) == 0
+    more = ("--as-original", "--holes", "box", "--limit", 2, "--resamples", 0)
+    assert evaluate(tmp_path / "model", photos, tmp_path / "report", *more) == 0
+    summary = json.loads((tmp_path / "report" / "summary.json").read_text())
+    assert summary["definition"]["name"] == "as the original system"
+    assert summary["whole_input"] is True
+    assert {"mae", "psnr", "ssim", "uqi", "vif"} <= set(summary["scores"][0]["scores"])
+    assert "edges and gradients of the whole picture" in capsys.readouterr().out
+
+
 def test_two_processes_give_the_same_numbers(model, photos, tmp_path):
     arguments = ["evaluate", "--model", model, "--data", photos, "--device", "cpu", "--image-size", SIZE]
     arguments += ["--holes", "box", "strokes", "--baselines", "telea", "--batch-size", 3, "--sheet-rows", 0]

@@ -40,7 +40,7 @@ class Exported(NamedTuple):
     printed: str
 
 
-CASES = (("pooled", "network"), ("pooled", "picture"), ("patch", "network"))
+CASES = (("pooled", "network"), ("pooled", "picture"), ("patch", "picture"))
 
 
 @pytest.fixture(scope="module", params=CASES, ids="-".join)

@@ -2,6 +2,8 @@ import json
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
+from torch.export import Dim
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from fastinpaint.checkpoint.tensorflow import read_tf_checkpoint
@@ -172,6 +174,42 @@ def test_traces_into_one_graph_and_exports():
         wanted = flat(generator(inputs))
         assert torch.allclose(flat(traced(inputs)), wanted, atol=1e-6)
         assert torch.allclose(flat(exported(inputs)), wanted, atol=1e-6)
+
+
+def one_block(attention="pooled"):
+    """A generator that is traced quickly."""
+    generator = InpaintGenerator(1, attention, head_norm=False).eval()
+    generator.blocks = generator.blocks[:1]
+    return generator
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        [(batch, 32, 32) for batch in (1, 2, 3, 4, 6, 8)],
+        [(2, 32, 32), (2, 48, 32), (2, 64, 64), (2, 32, 80), (2, 96, 48), (2, 112, 112)],
+    ],
+    ids=["batch sizes", "picture sizes"],
+)
+def test_is_compiled_anew_at_most_twice(sizes):
+    torch.compiler.reset()
+    counter = CompileCounter()
+    compiled = torch.compile(one_block(), backend=counter, fullgraph=True)
+    with torch.no_grad():
+        for batch, height, width in sizes:
+            assert compiled(torch.rand(batch, 11, height, width)).images[0].shape == (batch, 3, height, width)
+    assert counter.frame_count <= 3
+
+
+def test_exports_with_symbolic_sizes(tmp_path):
+    generator = one_block()
+    sizes = {0: Dim("batch", min=1, max=64), 2: 16 * Dim("rows", min=1, max=64), 3: 16 * Dim("columns", min=1, max=64)}
+    program = torch.export.export(generator, (random_input(32, 48),), dynamic_shapes=(sizes,), strict=True)
+    torch.export.save(program, tmp_path / "generator.pt2")
+    inputs = random_input(64, 16, batch=3)
+    with torch.no_grad():
+        found = torch.export.load(tmp_path / "generator.pt2").module()(inputs)
+        assert torch.allclose(flat(found), flat(generator(inputs)), atol=1e-5)
 
 
 def test_pretrained_round_trip(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from fastinpaint.data.images import (
     find_images,
     read_image,
+    refuse_output_inside,
     square_crop_resize,
     to_rgb,
     to_signed_tensor,
@@ -218,3 +221,46 @@ def test_tensor_conversions_check_their_input() -> None:
         to_signed_tensor(GREY[:, :4])
     with pytest.raises(ValueError, match=r"\(3, H, W\), got \(1, 3, 4, 4\)"):
         to_uint8_image(torch.zeros(1, 3, 4, 4))
+
+
+def test_pipes_and_devices_are_refused_without_waiting(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "device.png").symlink_to("/dev/zero")
+    for name, kind in (("pipe.png", "a pipe"), ("device.png", "a device")):
+        with pytest.raises(ValueError, match=rf"{name} cannot be read as an image: .* is {kind}"):
+            read_image(tmp_path / name)
+        with pytest.raises(ValueError, match=f"expected a regular file, but .*{name} is {kind}"):
+            find_images(tmp_path / name)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tif"])
+def test_broken_exif_does_not_stop_a_picture(tmp_path: Path, suffix: str) -> None:
+    image = Image.fromarray(colours(32, 48))
+    image.save(tmp_path / f"a.{suffix}", **({} if suffix == "tif" else {"exif": b"Exif\0\0" + bytes(range(9, 90))}))
+    image.save(tmp_path / f"sound.{suffix}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        read = read_image(tmp_path / f"a.{suffix}")
+    np.testing.assert_array_equal(np.asarray(read), np.asarray(read_image(tmp_path / f"sound.{suffix}")))
+
+
+def test_broken_png_text_does_not_stop_a_picture(tmp_path: Path) -> None:
+    image = Image.fromarray(colours(32, 48))
+    text = PngInfo()
+    text.add_text("note", "some words")
+    image.save(tmp_path / "a.png", pnginfo=text)
+    content = (tmp_path / "a.png").read_bytes()
+    (tmp_path / "a.png").write_bytes(content.replace(b"some words", b"some w\0rds"))  # its checksum is wrong now
+    with pytest.warns(RuntimeWarning, match=r"a\.png: its metadata is left out"):
+        read = read_image(tmp_path / "a.png")
+    np.testing.assert_array_equal(np.asarray(read), np.asarray(image))
+
+
+def test_outputs_inside_the_input_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "images")
+    for inside in ("images", "images/run", "link/run"):
+        with pytest.raises(ValueError, match="would be read again"):
+            refuse_output_inside(tmp_path / "images", tmp_path / inside)
+    refuse_output_inside(tmp_path / "images", tmp_path / "images-filled")
+    refuse_output_inside(tmp_path / "list.txt", tmp_path)

@@ -3,7 +3,6 @@ import pytest
 import torch
 from PIL import Image
 
-from fastinpaint.inference.files import inpaint_files
 from fastinpaint.inference.inpainter import Inpainter, hole_of
 from fastinpaint.inference.prepare import mirror_pad, shrink
 from fastinpaint.models.generator import InpaintGenerator
@@ -113,13 +112,87 @@ class TestInpainter:
             (torch.zeros(3, 8, 8), torch.zeros(8, 8), ValueError, r"\(B, 3, H, W\)"),
             (torch.full((1, 3, 8, 8), -1.0), torch.eye(8), ValueError, r"\[0, 1\], got \[-1, -1\]"),
             (torch.zeros(1, 3, 8, 8, dtype=torch.uint8), torch.eye(8), TypeError, "floating point"),
-            (Image.new("I;16", (8, 8)), np.eye(8, dtype=bool), TypeError, "8 bits"),
+            (np.zeros((8, 8, 3), np.uint32), np.eye(8, dtype=bool), TypeError, "uint8 or uint16"),
+            (Image.fromarray(np.full((8, 8), np.nan, np.float32)), np.eye(8, dtype=bool), ValueError, "NaN"),
             ("photo.png", np.eye(8, dtype=bool), TypeError, "got str"),
         ],
     )
     def test_what_does_not_fit_is_named(self, inpainter, image, mask, error, message):
         with pytest.raises(error, match=message):
             inpainter(image, mask)
+
+    @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+    @pytest.mark.parametrize("channels", [(), (1,), (3,), (4,)])
+    def test_arrays_of_both_depths(self, inpainter, hole, dtype, channels):
+        values = np.random.default_rng(1).integers(0, np.iinfo(dtype).max, (37, 50, *channels), dtype, endpoint=True)
+        filled = inpainter(values, hole)
+        assert (filled.dtype, filled.shape) == (values.dtype, values.shape)
+        np.testing.assert_array_equal(filled[~hole], values[~hole])
+        assert (filled[hole] != values[hole]).any()
+        spoiled = values.copy()
+        spoiled[hole] = np.iinfo(dtype).max - spoiled[hole]
+        if channels != (4,):
+            np.testing.assert_array_equal(inpainter(spoiled, hole), filled)
+        else:
+            np.testing.assert_array_equal(filled[..., 3], values[..., 3])
+
+    def test_depths_agree(self, inpainter, picture, hole):
+        deep = inpainter(picture.astype(np.uint16) * 257, hole)
+        assert np.abs(deep / 257 - inpainter(picture, hole)).max() <= 0.51
+        assert len(np.unique(deep[hole] % 257)) > 20
+
+    @pytest.mark.parametrize("size", [(37, 50), (400, 700)])
+    def test_many_pictures_are_filled_as_one_by_one(self, inpainter, size):
+        rng = np.random.default_rng(2)
+        pictures, holes = [], []
+        for number in range(5):
+            pictures.append(rng.integers(0, 256, (*size, 3), dtype=np.uint8))
+            hole = np.zeros(size, bool)
+            hole[5 + number : 20, 10 : 30 - number] = number > 0
+            holes.append(hole)
+        pictures[2], holes[2] = pictures[2][:-3], holes[2][:-3]
+        filled = inpainter.fill_many(pictures, holes, batch_size=3)
+        for found, image, hole in zip(filled, pictures, holes, strict=True):
+            assert found is not image
+            np.testing.assert_array_equal(found[~hole], image[~hole])
+            assert np.abs(found.astype(int) - inpainter(image, hole)).max() <= 1
+
+    def test_regions_of_one_size_share_a_pass(self, inpainter, picture, hole, monkeypatch):
+        seen, predict = [], inpainter._predict
+        monkeypatch.setattr(inpainter, "_predict", lambda image, mask: seen.append(len(image)) or predict(image, mask))
+        inpainter.fill_many([picture] * 5, [hole] * 5, batch_size=2)
+        assert seen == [2, 2, 1]
+        with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
+            inpainter.fill_many([], [], batch_size=0)
+
+    def test_in_place(self, inpainter, picture, hole):
+        for image in (picture.copy(), Image.fromarray(picture)):
+            (filled,) = inpainter.fill_many([image], [hole], in_place=True)
+            assert filled is image
+            np.testing.assert_array_equal(np.asarray(filled), inpainter(picture, hole))
+
+    def test_weights_that_overflow_are_an_error(self, picture, hole):
+        generator = InpaintGenerator(2, head_norm=False)
+        with torch.no_grad():
+            next(generator.parameters()).fill_(float("nan"))
+        with pytest.raises(ValueError, match="not finite"):
+            Inpainter(generator, "cpu")(picture, hole)
+
+    def test_a_device_that_is_not_there(self, inpainter):
+        with pytest.raises(ValueError, match="device nowhere cannot be used"):
+            Inpainter(inpainter.generator, "nowhere")
+
+    @pytest.mark.parametrize("strategy", ["crop", "resize"])
+    def test_fine_masks_on_large_pictures_keep_known_pixels(self, inpainter, strategy):
+        """Every 4 x 4 pixels have a hole, so none of a small picture would be known if holes spread."""
+        picture = np.full((400, 500, 3), 90, np.uint8)
+        hole = np.zeros((400, 500), bool)
+        hole[::4, ::4] = True
+        fill = Inpainter(inpainter.generator, "cpu", max_side=100, strategy=strategy)
+        filled = fill(picture, hole)
+        np.testing.assert_array_equal(filled[~hole], 90)
+        if strategy == "resize":
+            assert np.abs(filled[hole].astype(int) - 90).max() <= 1
 
     def test_from_pretrained(self, inpainter, picture, hole, tmp_path):
         inpainter.generator.save_pretrained(tmp_path)
@@ -164,98 +237,14 @@ class TestPrepare:
         torch.testing.assert_close(small[0, :, known], torch.full_like(small[0, :, known], 0.25))
         assert small_mask.any()
 
-
-class TestFiles:
-    @pytest.fixture
-    def photo(self, picture, tmp_path):
-        path = tmp_path / "photo.png"
-        Image.fromarray(picture).save(path)
-        return path
-
-    @pytest.fixture
-    def mask(self, hole, tmp_path):
-        path = tmp_path / "mask.png"
-        Image.fromarray(hole.astype(np.uint8) * 255).save(path)
-        return path
-
-    def test_file(self, inpainter, photo, mask, picture, hole, tmp_path):
-        output = tmp_path / "new" / "filled.png"
-        summary = inpaint_files(inpainter, photo, mask, output)
-        assert summary.written == [output]
-        assert not summary.failed
-        np.testing.assert_array_equal(np.asarray(Image.open(output)), inpainter(picture, hole))
-
-    def test_inverted_mask(self, inpainter, photo, mask, picture, hole, tmp_path):
-        inpaint_files(inpainter, photo, mask, tmp_path / "filled.png", invert_mask=True)
-        found = np.asarray(Image.open(tmp_path / "filled.png"))
-        np.testing.assert_array_equal(found[hole], picture[hole])
-
-    def test_existing_files_are_left_alone(self, inpainter, photo, mask, tmp_path):
-        output = tmp_path / "filled.png"
-        output.write_bytes(b"mine")
-        summary = inpaint_files(inpainter, photo, mask, output)
-        assert "--overwrite" in summary.failed[0][1]
-        assert output.read_bytes() == b"mine"
-        assert inpaint_files(inpainter, photo, mask, output, overwrite=True).written == [output]
-        assert Image.open(output).size == (50, 37)
-
-    def test_orientation_profile_and_exif(self, inpainter, picture, hole, mask, tmp_path):
-        exif = Image.Exif()
-        exif[0x0112] = 6  # shown turned by 90 degrees clockwise
-        exif[0x010E] = "a photo"
-        turned = Image.fromarray(np.rot90(picture).copy())
-        turned.save(tmp_path / "turned.png", exif=exif, icc_profile=b"profile")
-        inpaint_files(inpainter, tmp_path / "turned.png", mask, tmp_path / "filled.png")
-        with Image.open(tmp_path / "filled.png") as filled:
-            np.testing.assert_array_equal(np.asarray(filled)[~hole], picture[~hole])
-            assert filled.info["icc_profile"] == b"profile"
-            assert filled.getexif().get(0x010E) == "a photo"
-            assert 0x0112 not in filled.getexif()
-
-    def test_folder_with_matching_masks(self, inpainter, picture, hole, tmp_path):
-        images, masks = tmp_path / "images", tmp_path / "masks"
-        for folder in (images / "deep", masks / "deep"):
-            folder.mkdir(parents=True)
-        for name in ("a.png", "deep/b.bmp", "c.png"):
-            Image.fromarray(picture).save(images / name)
-        (images / "d.jpg").write_bytes(b"no image")
-        for name in ("a.png", "deep/b.png", "d.png"):
-            Image.fromarray(hole).save(masks / name)
-        output = tmp_path / "filled"
-        summary = inpaint_files(inpainter, images, masks, output, progress=False)
-        assert summary.written == [output / "a.png", output / "deep" / "b.png"]
-        assert [path.name for path, _ in summary.failed] == ["c.png", "d.jpg"]
-        assert "no mask" in summary.failed[0][1]
-        assert sorted(path.name for path in output.rglob("*.*")) == ["a.png", "b.png"]
-
-    def test_one_mask_for_a_folder(self, inpainter, photo, mask, tmp_path):
-        images = tmp_path / "images"
-        images.mkdir()
-        photo.rename(images / "photo.png")
-        summary = inpaint_files(inpainter, images, mask, tmp_path / "filled", progress=False)
-        assert summary.written == [tmp_path / "filled" / "photo.png"]
-
-    def test_names_that_clash(self, inpainter, photo, mask, tmp_path):
-        images = tmp_path / "images"
-        images.mkdir()
-        for suffix in ("png", "bmp"):
-            Image.open(photo).save(images / f"same.{suffix}")
-        with pytest.raises(ValueError, match="differ only in their suffix"):
-            inpaint_files(inpainter, images, mask, tmp_path / "filled")
-
-    @pytest.mark.parametrize(
-        ("image", "mask", "output", "error"),
-        [
-            ("absent.png", "mask.png", "x.png", FileNotFoundError),
-            ("photo.png", "absent.png", "x.png", FileNotFoundError),
-            ("photo.png", "mask.png", "x.unknown", ValueError),
-            ("photo.png", ".", "x.png", ValueError),
-        ],
-    )
-    def test_wrong_paths(self, inpainter, photo, tmp_path, image, mask, output, error):
-        (tmp_path / "mask.png").touch()
-        with pytest.raises(error):
-            inpaint_files(inpainter, tmp_path / image, tmp_path / mask, tmp_path / output)
+    def test_shrink_averages_known_pixels(self):
+        image, mask = torch.rand(2, 3, 12, 16), (torch.rand(2, 1, 12, 16) < 0.6).float()
+        small, small_mask = shrink(torch.where(mask > 0, torch.nan, image), mask, 4)
+        cells = [x.unfold(2, 4, 4).unfold(3, 4, 4).flatten(-2) for x in (image, 1 - mask)]
+        known = cells[1].sum(-1)
+        wanted = (cells[0] * cells[1]).sum(-1) / known.clamp_min(1)
+        torch.testing.assert_close(small, wanted)
+        assert torch.equal(small_mask, (known == 0).float())
 
 
 def test_hole_of_grey_levels():

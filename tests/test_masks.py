@@ -11,9 +11,19 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from PIL import Image
+from PIL import Image, ImageFilter
 
-from fastinpaint.data.masks import MaskConfig, MaskSampler, box_mask, dilate, read_mask, save_masks, stroke_mask
+from fastinpaint.data.mask_files import BINS, draw_mask, save_binned_masks, save_masks
+from fastinpaint.data.masks import (
+    MaskConfig,
+    MaskSampler,
+    box_mask,
+    dilate,
+    read_mask,
+    resize_mask,
+    stroke_mask,
+)
+from fastinpaint.inference.inpainter import hole_of
 
 SIZES = st.tuples(st.integers(1, 90), st.integers(1, 90)).filter(lambda size: size[0] * size[1] > 1)
 
@@ -157,11 +167,19 @@ def test_mask_folder_is_resized_inverted_and_skips_the_unreadable(tmp_path: Path
         assert sampler.unreadable == [tmp_path / "a.png"]
 
 
-@pytest.mark.parametrize("value", [0, 255])
-def test_empty_and_full_files_end_as_a_centred_box(tmp_path: Path, value: int) -> None:
+@pytest.mark.parametrize(("value", "message"), [(0, "no hole"), (1, "0 to 1|1 to 1"), (76, "76 to 76"), (255, "whole")])
+def test_files_without_hole_or_rest_are_skipped_by_name(tmp_path: Path, value: int, message: str) -> None:
     Image.new("L", (8, 8), value).save(tmp_path / "a.png")
-    mask = MaskSampler(quiet_config(source=str(tmp_path)), 12, 8).sample(0)
-    np.testing.assert_array_equal(mask[0, 0].numpy(), box_mask(12, 8, 6, 4))
+    sampler = MaskSampler(quiet_config(source=str(tmp_path)), 12, 8)
+    with pytest.warns(RuntimeWarning, match=rf"a\.png .*({message})"), pytest.raises(ValueError, match=message):
+        sampler.sample(0)
+    half = np.zeros((8, 8), np.uint8)
+    half[:4] = 255
+    Image.fromarray(half).save(tmp_path / "b.png")
+    sampler = MaskSampler(quiet_config(source=str(tmp_path)), 8, 8)
+    with pytest.warns(RuntimeWarning, match=r"a\.png"):
+        masks = [sampler.sample(step)[0, 0].numpy() * 255 for step in range(8)]
+    assert all((mask == half).all() for mask in masks)
 
 
 def test_a_folder_without_masks_is_an_error(tmp_path: Path) -> None:
@@ -209,3 +227,130 @@ def test_saved_masks_read_back_as_sampled(tmp_path: Path) -> None:
         np.testing.assert_array_equal(read_mask(path), sampler.sample(step)[0, 0].numpy())
     with pytest.raises(ValueError, match="at least 1 mask"):
         save_masks(tmp_path, 0, 8, 8)
+
+
+def stroke(height: int = 60, width: int = 80) -> np.ndarray:
+    mask = np.zeros((height, width), bool)
+    mask[20:40, 10:60] = True
+    return mask
+
+
+def painted(mode: str, hole: np.ndarray) -> Image.Image:
+    """The picture of a mask as editors save it."""
+    white = Image.fromarray(hole.astype(np.uint8) * 255)
+    if mode == "stroke on a transparent layer":
+        layer = Image.new("RGBA", white.size, (255, 255, 255, 0))
+        layer.paste((255, 255, 255, 255), mask=white)
+        return layer
+    if mode == "I;16":
+        return Image.fromarray(hole.astype(np.uint16) * 65535)
+    if mode == "F":
+        return Image.fromarray(hole.astype(np.float32))
+    if mode == "LA":
+        return Image.merge("LA", (white, white))
+    if mode == "transparent index":
+        indexed = Image.fromarray(hole.astype(np.uint8)).convert("P")
+        indexed.putpalette([255, 255, 255] * 2)
+        indexed.info["transparency"] = 0
+        return indexed
+    return white.convert(mode)
+
+
+@pytest.mark.parametrize(
+    "mode",
+    ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "F", "stroke on a transparent layer", "transparent index"],
+)
+def test_masks_of_every_mode_are_read_alike_by_files_and_pictures(tmp_path: Path, mode: str) -> None:
+    hole = stroke()
+    picture = painted(mode, hole)
+    path = tmp_path / ("a.tif" if mode in ("CMYK", "F", "LA") else "a.png")
+    picture.save(path)
+    np.testing.assert_array_equal(read_mask(path), hole)
+    np.testing.assert_array_equal(hole_of(picture)[0, 0].numpy(), hole)
+    np.testing.assert_array_equal(read_mask(path, invert=True), ~hole)
+
+
+@pytest.mark.parametrize("quality", [20, 50, 90])
+def test_jpeg_masks_and_soft_masks(tmp_path: Path, quality: int) -> None:
+    hole = stroke()
+    soft = Image.fromarray(hole.astype(np.uint8) * 255).filter(ImageFilter.GaussianBlur(2))
+    soft.save(tmp_path / "a.jpg", quality=quality)
+    wrong = read_mask(tmp_path / "a.jpg").astype(bool) != hole
+    near = scipy.ndimage.binary_dilation(hole, iterations=2) & ~scipy.ndimage.binary_erosion(hole, iterations=3)
+    assert not wrong[~near].any()
+    assert wrong.sum() < 0.05 * hole.sum()
+
+
+@pytest.mark.parametrize(("colour", "highest"), [((255, 0, 0), 76), ((1, 1, 1), 1), ((0, 0, 255), 29)])
+def test_masks_without_white_are_refused_with_their_highest_value(
+    tmp_path: Path, colour: tuple[int, int, int], highest: int
+) -> None:
+    picture = Image.new("RGB", (80, 60))
+    picture.paste(colour, mask=Image.fromarray(stroke()))
+    picture.save(tmp_path / "red.png")
+    with pytest.raises(ValueError, match=rf"red\.png marks no hole: its values are 0 to {highest}, white is above 127"):
+        read_mask(tmp_path / "red.png")
+
+
+@pytest.mark.parametrize(("rows", "message"), [(slice(7, 8), "nearly empty: 1 of 10000"), (slice(0, 97), "97.0% is")])
+def test_nearly_trivial_masks_are_warned_about(tmp_path: Path, rows: slice, message: str) -> None:
+    mask = np.zeros((100, 100), np.uint8)
+    mask[rows, : 1 if rows.start else 100] = 255
+    Image.fromarray(mask).save(tmp_path / "a.png")
+    with pytest.warns(RuntimeWarning, match=rf"a\.png is .*{message}"):
+        read_mask(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("size", [(64, 64), (100, 37), (511, 512), (32, 1200)])
+def test_resizing_keeps_every_thin_hole(size: tuple[int, int]) -> None:
+    mask = np.zeros((512, 600), np.uint8)
+    mask[101] = 1
+    mask[300:, 333] = 1
+    mask[20, 20] = 1
+    small = resize_mask(mask, *size)
+    rows, columns = np.nonzero(mask)
+    scale = size[0] / 512, size[1] / 600
+    assert small[(rows * scale[0]).astype(int), (columns * scale[1]).astype(int)].all()
+    assert small.mean() < 0.1
+
+
+def test_resizing_keeps_the_rest_of_fine_masks() -> None:
+    dust = (np.random.default_rng(0).random((512, 512)) < 0.05).astype(np.uint8)
+    small = resize_mask(dust, 64, 64)
+    assert 0.02 < small.mean() < 0.1
+    full = stroke().astype(np.uint8)
+    assert resize_mask(full, *full.shape) is full
+    assert set(np.unique(resize_mask(full, 120, 160))) == {0, 1}
+    assert resize_mask(full, 120, 160).mean() == full.mean()
+
+
+@pytest.mark.parametrize("kind", ["irregular", "box", "mixture"])
+@pytest.mark.parametrize("size", [(64, 96), (256, 200)])
+def test_binned_masks_cover_their_share(tmp_path: Path, kind: str, size: tuple[int, int]) -> None:
+    paths = save_binned_masks(tmp_path / "a", 3, *size, kind=kind, seed=7)
+    assert [path.relative_to(tmp_path / "a").as_posix() for path in paths[:4]] == [
+        *(f"0-10/mask-00000{number}.png" for number in range(3)),
+        "10-20/mask-000000.png",
+    ]
+    for number, path in enumerate(paths):
+        low, high = BINS[number // 3]
+        mask = read_mask(path)
+        assert mask.shape == size
+        assert low <= mask.mean() < high
+        rows, columns = np.nonzero(mask)
+        is_box = mask.sum() == (np.ptp(rows) + 1) * (np.ptp(columns) + 1)
+        assert kind == "mixture" or is_box == (kind == "box")
+    assert len({path.read_bytes() for path in paths}) == len(paths)
+    again = save_binned_masks(tmp_path / "b", 1, *size, BINS[2:3], kind, 7)
+    assert again[0].read_bytes() == paths[6].read_bytes()
+
+
+def test_impossible_shares_are_refused() -> None:
+    rng = np.random.default_rng(0)
+    for arguments, reason in (
+        (("round", 8, 8, 0.1, 0.2), "one of mixture, irregular, box, got 'round'"),
+        (("box", 8, 8, 0.2, 0.1), "low < high"),
+        (("box", 2, 2, 0.3, 0.4), "no box mask of 2 x 2 pixels was found that covers 30.0% to 40.0%"),
+    ):
+        with pytest.raises(ValueError, match=reason):
+            draw_mask(*arguments, rng)

@@ -292,6 +292,20 @@ def test_compiles_without_graph_break(backend):
     torch.testing.assert_close(found, _gradients([x.detach() for x in inputs], grad, torch.float32, backend))
 
 
+class _Attention(torch.nn.Module):
+    def forward(self, query, key, value):
+        return fi.pooled_attention(query, key, value)
+
+
+def test_exports_with_symbolic_sizes():
+    batch, queries, keys = (torch.export.Dim(name, min=2, max=4096) for name in ("batch", "queries", "keys"))
+    shapes = ({0: batch, 1: queries}, {0: batch, 1: keys}, {0: batch, 1: keys})
+    inputs = tuple(_inputs(2, 7, 5, 4, 3))
+    program = torch.export.export(_Attention(), inputs, dynamic_shapes=shapes, strict=True)
+    other = _inputs(3, 4, 9, 4, 3)
+    torch.testing.assert_close(program.module()(*other), fi.pooled_attention(*other))
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_non_contiguous_inputs(backend):
     inputs, grad = _inputs(2, 6, 5, 4, 4), torch.randn(2, 4, 6).transpose(1, 2)

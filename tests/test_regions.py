@@ -133,8 +133,7 @@ class TestFillRegion:
         self.filled(hole, fill)
         assert len(fill.asked) == len(list(tiles(hole.shape)))
 
-    def test_dense_dust_has_no_coarse_filling(self):
-        """At half the size nothing is known."""
+    def test_dense_dust_leaves_known_pixels_at_half_the_size(self):
         hole = np.ones((400, 500), bool)
         hole[::2, ::2] = False
         self.filled(hole, _Recorder())
@@ -177,7 +176,8 @@ class TestLargePictures:
         boxes = plan_regions(hole)
         assert len(boxes) == 2
         for box in boxes:
-            np.testing.assert_array_equal(filled[box.area], inpainter(picture[box.area], hole[box.area]))
+            alone = inpainter(picture[box.area], hole[box.area]).astype(int)
+            assert np.abs(filled[box.area] - alone).max() <= 1  # batches round otherwise
         whole = Inpainter(inpainter.generator, "cpu", max_side=300, strategy="original")(picture, hole)
         assert (whole[hole] != filled[hole]).any()
         np.testing.assert_array_equal(whole, Inpainter(inpainter.generator, "cpu", max_side=0)(picture, hole))
@@ -225,7 +225,7 @@ class TestLargePictures:
         predict = inpainter._predict
         monkeypatch.setattr(inpainter, "_predict", lambda image, mask: seen.append(image.shape) or predict(image, mask))
         inpainter(Image.fromarray(picture), hole)
-        assert [tuple(shape[-2:]) for shape in seen] == [(SIZE, SIZE)] * 2
+        assert [tuple(shape) for shape in seen] == [(2, 3, SIZE, SIZE)]
 
     def test_masks_that_do_not_fit(self, inpainter, picture):
         for image in (picture, Image.fromarray(picture)):

@@ -490,7 +490,7 @@ class TestProcess:
     def long_request(address):
         """Start a request of several passes; return its future once it is being worked on."""
         pixels, hole = np.zeros((900, 900, 3), np.uint8), np.zeros((900, 900), np.uint8)
-        hole[50:850, 50:850] = 255
+        hole[200:700, 200:700] = 255
         pool = ThreadPoolExecutor(1)
         future = pool.submit(
             httpx.post, f"{address}/api/v1/inpaint", files=files(png(pixels), png(hole)),

@@ -5,18 +5,22 @@ Loading never runs code from the file (``weights_only=True``), so saving refuses
 
 from __future__ import annotations
 
+import io
+import logging
 import random
 import re
 import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from fastinpaint.files import PathLike, atomic_write, require_file
+
+logger = logging.getLogger(__name__)
 
 _FORMAT = "fastinpaint training state 1"
 _PLAIN = (bool, int, float, str, type(None))
@@ -28,10 +32,16 @@ def save_training_state(path: PathLike, state: Mapping[str, Any]) -> None:
 
     Raises:
         TypeError: something else is in it; the message says where.
+        OSError: it cannot be written, because the disk is full for example; what was at ``path`` is left as it was.
     """
     _check_plain(state, "state")
-    with atomic_write(path) as temporary:
-        torch.save({"format": _FORMAT, "state": dict(state)}, temporary)
+    content = io.BytesIO()  # torch's own writer turns a full disk into a RuntimeError without the reason
+    torch.save({"format": _FORMAT, "state": dict(state)}, content)
+    try:
+        with atomic_write(path) as temporary:
+            temporary.write_bytes(content.getbuffer())
+    except OSError as error:
+        raise OSError(error.errno, f"cannot write {path}: {error.strerror or error}") from error
 
 
 def load_training_state(path: PathLike, *, map_location: torch.device | str | None = "cpu") -> dict[str, Any]:
@@ -48,12 +58,49 @@ def load_training_state(path: PathLike, *, map_location: torch.device | str | No
         if damaged is not None:
             raise ValueError(f"the checksum of {damaged} in it is wrong")
         content = torch.load(file, map_location=map_location, weights_only=True)
+    except (MemoryError, PermissionError):
+        raise
     except Exception as error:  # a damaged archive raises many types, depending on where it is damaged
         raise ValueError(f"{path} is not a complete training state: {error}") from error
     if not isinstance(content, dict) or content.get("format") != _FORMAT:
         raise ValueError(f"{path} is not a training state of this program ({_FORMAT!r})")
     state: dict[str, Any] = content["state"]
     return state
+
+
+class NewestState(NamedTuple):
+    """The newest whole training state of a folder, its file, and the newer files that are damaged."""
+
+    path: Path
+    state: dict[str, Any]
+    damaged: list[Path]
+
+
+def load_newest_training_state(folder: PathLike) -> NewestState:
+    """Read the newest training state of a folder that is whole; each damaged one before it is logged by name.
+
+    Raises:
+        FileNotFoundError: There is none.
+        ValueError: All of them are damaged.
+    """
+    files = training_states(folder)
+    if not files:
+        raise FileNotFoundError(f"no checkpoint in {folder}")
+    damaged: list[Path] = []
+    for path in reversed(files):
+        state = _whole(path)
+        if state is not None:
+            return NewestState(path, state, damaged)
+        damaged.append(path)
+    raise ValueError(f"no checkpoint in {folder} is whole: {', '.join(path.name for path in damaged)}")
+
+
+def _whole(path: Path) -> dict[str, Any] | None:
+    try:
+        return load_training_state(path)
+    except ValueError as error:
+        logger.warning("%s; the checkpoint before it is used", error)
+        return None
 
 
 def training_state_path(folder: PathLike, step: int) -> Path:

@@ -66,7 +66,7 @@ def _open_safetensors(path: PathLike) -> Iterator[Any]:
     try:
         with safe_open(os.fspath(path), framework="pt") as file:
             yield file
-    except OSError:
+    except (FileNotFoundError, PermissionError):
         raise
     except Exception as error:  # SafetensorError, and others for number types that this torch lacks
         raise ValueError(f"{path} is not a complete safetensors file: {error}") from error

@@ -67,6 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Judge, write the report and print its table."""
+    from fastinpaint.data.images import refuse_output_inside
     from fastinpaint.evaluation.evaluate import Evaluation, EvaluationOptions
     from fastinpaint.evaluation.holes import HoleOptions
     from fastinpaint.evaluation.report import SUMMARY as REPORT
@@ -74,6 +75,7 @@ def run(options: argparse.Namespace) -> int:
 
     if (options.results is None) != (options.truth is None) or (options.model is None) != (options.data is None):
         raise ValueError("evaluate wants --model with --data, or --truth with --results")
+    refuse_output_inside(options.truth if options.data is None else options.data, options.output)
     if (options.output / REPORT).exists() and not options.overwrite:
         raise FileExistsError(f"{options.output / REPORT} exists already; --overwrite replaces the report")
     evaluation = Evaluation(

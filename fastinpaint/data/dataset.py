@@ -118,8 +118,12 @@ class InpaintDataset(Dataset[torch.Tensor]):
     def decode_all(self, path: PathLike) -> DecodedImages:
         """Decode every image into the file ``path`` and read from there from now on; close the result at the end."""
         decoded = DecodedImages(self._images, path)
-        self._images = decoded
+        self.read_from(decoded)
         return decoded
+
+    def read_from(self, store: ImageStore) -> None:
+        """Read the same images from another store from now on."""
+        self._images = store
 
     def _draw(self, index: int, epoch: int) -> Image.Image:
         if not -len(self) <= index < len(self):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import os
+import stat
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -15,13 +18,14 @@ from PIL import Image, ImageOps
 PathLike = str | os.PathLike[str]
 
 IMAGE_SUFFIXES = (
-    *(".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff"),
-    *(".gif", ".ppm", ".pgm", ".pbm", ".avif"),
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".bmp", ".webp", ".tif", ".tiff"),
+    *(".gif", ".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".jp2", ".tga"),
 )
 LIST_SUFFIXES = (".txt", ".lst", ".flist")
 CROPS = ("center", "random")
 WHITE, BLACK = (255, 255, 255), (0, 0, 0)
 _SMALLEST_CROP = 0.5
+_PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def find_images(source: PathLike) -> list[Path]:
@@ -42,8 +46,9 @@ def find_images(source: PathLike) -> list[Path]:
         if not found:
             raise ValueError(f"no images in {source} or its folders: looked for *{', *'.join(IMAGE_SUFFIXES)}")
         return found
-    if not source.is_file():
+    if not source.exists():
         raise FileNotFoundError(f"no images at {source}: there is no such file or folder")
+    _require_regular(source)
     if source.suffix.lower() in IMAGE_SUFFIXES:
         return [source]
     if source.suffix.lower() in LIST_SUFFIXES:
@@ -109,11 +114,105 @@ def read_image(path: PathLike | IO[bytes], *, background: tuple[int, int, int] =
     Raises:
         ValueError: the file is missing, truncated, corrupt or not an image; the message names it.
     """
+    source = path if isinstance(path, str | os.PathLike) else path.read()
+    with open_upright(source) as image:
+        return to_rgb(image, background=background)
+
+
+def open_upright(path: PathLike | bytes) -> Image.Image:
+    """Open a picture, decode its first frame in its own mode and turn it as its EXIF orientation says.
+
+    ``path`` is a file, or the content of one. The file stays open for whoever reads metadata of it: use the result as a
+    context manager. EXIF data, or text of a PNG file, that cannot be read is left out with a RuntimeWarning.
+
+    Raises:
+        ValueError: the file is missing, no regular file, truncated, corrupt or not an image; the message names it.
+    """
+    name = name_of(path)
     try:
-        with Image.open(path) as image:
-            return to_rgb(ImageOps.exif_transpose(image), background=background)
+        if not isinstance(path, bytes):
+            _require_regular(path)
+        image = _decode(path)
     except Exception as error:  # Pillow's decoders raise many types for damaged files
-        raise ValueError(f"{path} cannot be read as an image: {type(error).__name__}: {error}") from error
+        raise ValueError(f"{name} cannot be read as an image: {_reason(error, name)}") from error
+    try:
+        ImageOps.exif_transpose(image, in_place=True)
+    except Exception as error:
+        warnings.warn(f"{name}: its EXIF data is left out, it cannot be read: {error}", RuntimeWarning, stacklevel=2)
+        for key in ("exif", "Raw profile type exif"):
+            image.info.pop(key, None)
+        image._exif = None
+    return image
+
+
+def name_of(source: PathLike | bytes) -> str:
+    """Return what messages call a file, or the content of one."""
+    return "the picture" if isinstance(source, bytes) else os.fspath(source)
+
+
+def open_binary(source: PathLike | bytes) -> IO[bytes]:
+    """Open a file, or the content of one, for reading."""
+    return io.BytesIO(source) if isinstance(source, bytes) else Path(source).open("rb")
+
+
+def _decode(path: PathLike | bytes) -> Image.Image:
+    try:
+        return _loaded(Image.open(io.BytesIO(path) if isinstance(path, bytes) else path))
+    except Exception as error:
+        with open_binary(path) as file:
+            damaged = file.read() if file.read(8) == _PNG else b""
+        essential = essential_png(_PNG + damaged)
+        if essential == _PNG + damaged or not damaged:
+            raise
+        try:
+            image = _loaded(Image.open(io.BytesIO(essential)))
+        except Exception:
+            raise error from None
+        warnings.warn(
+            f"{name_of(path)}: its metadata is left out, it cannot be read: {error}", RuntimeWarning, stacklevel=4
+        )
+        return image
+
+
+def _loaded(image: Image.Image) -> Image.Image:
+    try:
+        image.load()
+    except BaseException:
+        image.close()
+        raise
+    return image
+
+
+def essential_png(content: bytes) -> bytes:
+    """Return the content of a PNG file without what is not needed to decode its pixels."""
+    kept, position = [content[:8]], 8
+    while position + 12 <= len(content):
+        end = position + 12 + int.from_bytes(content[position : position + 4], "big")
+        if content[position + 4 : position + 8] in (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"):
+            kept.append(content[position:end])
+        position = end
+    return b"".join(kept)
+
+
+def _require_regular(path: PathLike) -> None:
+    """Refuse pipes and devices, which may never end, and folders."""
+    kind = os.stat(path).st_mode
+    if not stat.S_ISREG(kind):
+        found = "a folder" if stat.S_ISDIR(kind) else "a pipe" if stat.S_ISFIFO(kind) else "a device or socket"
+        raise ValueError(f"expected a regular file, but {os.fspath(path)} is {found}")
+
+
+def _reason(error: Exception, path: PathLike) -> str:
+    if isinstance(error, OSError) and error.strerror and error.errno is not None:
+        return error.strerror
+    text = str(error).replace(f" {os.fspath(path)!r}", "")
+    return text if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: {text}"
+
+
+def refuse_output_inside(source: PathLike, output: PathLike) -> None:
+    """Raise ValueError if ``output`` lies in the folder ``source``, whose next reading would take it for input."""
+    if Path(source).is_dir() and Path(output).resolve().is_relative_to(Path(source).resolve()):
+        raise ValueError(f"the output {output} lies in the folder {source}, which would be read again: choose another")
 
 
 def to_rgb(image: Image.Image, *, background: tuple[int, int, int] = WHITE) -> Image.Image:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -12,10 +13,9 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from fastinpaint.data.images import BLACK, PathLike, find_images, read_image
+from fastinpaint.data.images import BLACK, PathLike, find_images, open_upright, to_rgb
 from fastinpaint.data.readable import ReadableFiles
 from fastinpaint.extras import extra
-from fastinpaint.files import atomic_write
 
 with extra("opencv"):
     import cv2
@@ -25,6 +25,9 @@ Mask = npt.NDArray[np.uint8]  # (H, W) of {0, 1}
 _REFERENCE_SIZE = 256  # pixels; lengths in MaskConfig are meant for images of this size
 _CROSS = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
 _ATTEMPTS = 16
+THRESHOLD = 127  # grey values above it are hole
+_FEW_PIXELS, _SMALL_SHARE = 1024, 1e-3  # fewer hole pixels than both: nearly empty
+_LARGE_SHARE = 0.95  # more: nearly full
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ class MaskConfig:
 
     Lengths are pixels at 256 x 256. On other images, strokes scale with the short side, in both directions; the
     box and the count of dilations (at least 1) shrink with it below 256 and stay as they are above. Files are
-    resized to the image by nearest neighbour. ``shared`` is for whoever makes batches: one mask for all of its images.
+    resized to the image by `resize_mask`. ``shared`` is for whoever makes batches: one mask for all of its images.
 
     Raises:
         ValueError: a probability outside [0, 1] or three that sum to more than 1, or an impossible range.
@@ -81,7 +84,8 @@ class MaskSampler:
     """Masks by step number: (1, 1, H, W) float32 of {0, 1}, the same whenever and wherever it is asked for.
 
     A mask is never empty and never full: such a draw is made again, and after 16 of them the mask is a centred
-    box of half the height and half the width. Unreadable mask files are warned about and replaced by the next.
+    box of half the height and half the width. Mask files that are unreadable, empty or full are warned about and
+    replaced by the next.
 
     Args:
         config: the mixture.
@@ -141,8 +145,7 @@ class MaskSampler:
     def _base(self, rng: np.random.Generator) -> Mask:
         if self._files is not None:
             mask = self._files.read(int(rng.integers(len(self._files))))
-            resized = cv2.resize(mask, (self.width, self.height), interpolation=cv2.INTER_NEAREST)
-            return np.asarray(resized, np.uint8)
+            return resize_mask(mask, self.height, self.width)
         if rng.random() >= self.config.drawn_box_probability:
             count = int(rng.integers(1, self.config.strokes, endpoint=True))
             return stroke_mask(self.height, self.width, rng, self.config, strokes=count)
@@ -228,31 +231,72 @@ def dilate(mask: Mask, iterations: int) -> Mask:
     return mask.copy() if iterations == 0 else np.asarray(cv2.dilate(mask, _CROSS, iterations=iterations), np.uint8)
 
 
-def read_mask(path: PathLike, invert: bool = False) -> Mask:
-    """Read a mask file of any mode as a (H, W) uint8 mask: 1 where its grey value is above 127.
+def read_mask(path: PathLike | bytes, invert: bool = False) -> Mask:
+    """Read a mask file of any mode, or the content of one, as a (H, W) uint8 mask: 1 where its grey value is above 127.
 
-    Transparent pixels count as black. ``invert`` turns the result around (black is the hole).
+    Transparent pixels count as black, so a white stroke on a transparent layer is a hole. ``invert`` turns the result
+    around (black is the hole). A mask that is nearly empty or nearly full is warned about.
 
     Raises:
-        ValueError: the file is missing or not an image; the message names it.
+        ValueError: the file is missing or not an image, or the mask holds no hole or nothing else; the message names
+            it, and the highest value of an empty one.
     """
-    grey = np.asarray(read_image(path, background=BLACK).convert("L"))
-    return ((grey > 127) != invert).astype(np.uint8)
+    with open_upright(path) as image:
+        grey = grey_of(image)
+    mask = ((grey > THRESHOLD) != invert).view(np.uint8)
+    check_mask(
+        mask,
+        "that was sent" if isinstance(path, bytes) else path,
+        f"its values are {int(grey.min())} to {int(grey.max())}, white is above {THRESHOLD}",
+    )
+    return mask
 
 
-def save_masks(
-    folder: PathLike, count: int, height: int, width: int, config: MaskConfig | None = None, seed: int = 0
-) -> list[Path]:
-    """Write the masks of steps 0 to ``count`` - 1 as 8-bit PNG files (white = hole); returns their paths."""
-    if count < 1:
-        raise ValueError(f"expected at least 1 mask, got {count}")
-    sampler = MaskSampler(config or MaskConfig(), height, width, seed)
-    paths = [Path(folder) / f"mask-{step:06d}.png" for step in range(count)]
-    for step, path in enumerate(paths):
-        values = sampler.sample(step)[0, 0].mul(255).to(torch.uint8).numpy()
-        with atomic_write(path) as temporary:
-            Image.fromarray(values).save(temporary, format="PNG")
-    return paths
+def grey_of(image: Image.Image) -> Mask:
+    """Return the grey values, (H, W) uint8, of a mask picture; transparency counts as black."""
+    plain = image.mode in ("L", "1") and not image.has_transparency_data
+    return np.asarray((image if plain else to_rgb(image, background=BLACK)).convert("L"))
+
+
+def check_mask(mask: Mask, name: PathLike, values: str) -> None:
+    """Warn of a mask that is nearly empty or nearly full.
+
+    Args:
+        mask: (H, W).
+        name: what messages call it.
+        values: what messages say of the values it was made of.
+
+    Raises:
+        ValueError: the mask is empty or full.
+    """
+    holes, size = int(np.count_nonzero(mask)), mask.size
+    if not holes:
+        raise ValueError(f"the mask {name} marks no hole: {values}")
+    if holes == size:
+        raise ValueError(f"the mask {name} covers the whole picture, nothing known is left: {values}")
+    if holes < _FEW_PIXELS and holes < _SMALL_SHARE * size:
+        warnings.warn(f"the mask {name} is nearly empty: {holes} of {size} pixels", RuntimeWarning, stacklevel=3)
+    if holes > _LARGE_SHARE * size:
+        warnings.warn(f"the mask {name} is nearly full: {holes / size:.1%} is hole", RuntimeWarning, stacklevel=3)
+
+
+def resize_mask(mask: Mask, height: int, width: int) -> Mask:
+    """Resize a (H, W) mask without losing thin holes.
+
+    A pixel is hole where it covers some hole. Where that would make a fine mask (dust, a screen) much fuller than it
+    is, the nearest pixel decides instead.
+    """
+    if mask.shape == (height, width):
+        return mask
+    nearest = _nearest(mask, height, width)
+    shrunk = min(height, mask.shape[0]), min(width, mask.shape[1])
+    covered = cv2.resize(mask.astype(np.float32), shrunk[::-1], interpolation=cv2.INTER_AREA) > 1e-6
+    fine = covered.mean() > max(0.5, 1.25 * float(mask.mean()))
+    return nearest if fine else _nearest(covered.astype(np.uint8), height, width)
+
+
+def _nearest(mask: Mask, height: int, width: int) -> Mask:
+    return np.asarray(cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST), np.uint8)
 
 
 def _scale(height: int, width: int) -> float:

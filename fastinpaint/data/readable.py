@@ -9,6 +9,8 @@ from typing import Generic, TypeVar
 
 import torch
 
+from fastinpaint.errors import one_line
+
 T = TypeVar("T")
 
 
@@ -20,7 +22,7 @@ class ReadableFiles(Generic[T]):
 
     Args:
         paths: the files; a `PathIndex` keeps none of them in memory.
-        read: reads one; raises ValueError or OSError for an unreadable one.
+        read: reads one; whatever it raises makes the file an unreadable one.
         cache: keep what was read in the memory of each process.
     """
 
@@ -40,15 +42,20 @@ class ReadableFiles(Generic[T]):
 
     def read(self, index: int) -> T:
         """Return file number ``index``, or the next readable one. Raises ValueError when there is none at all."""
+        first_reason = ""
         for offset in range(len(self.paths)):
             number = (index + offset) % len(self.paths)
             if not self._damaged[number]:
                 try:
                     return self._read_one(number)
-                except (ValueError, OSError) as error:
+                except MemoryError:
+                    raise
+                except Exception as error:
                     self._damaged[number] = True
-                    warnings.warn(f"skipped an unreadable file: {error}", RuntimeWarning, stacklevel=2)
-        raise ValueError(f"none of {len(self.paths)} files could be read, the first of them {self.paths[0]}")
+                    reason = _reason(self.paths[number], error)
+                    first_reason = first_reason or reason
+                    warnings.warn(f"skipped an unreadable file: {reason}", RuntimeWarning, stacklevel=2)
+        raise ValueError(f"none of {len(self.paths)} files could be read: {first_reason or self.paths[0]}")
 
     def _read_one(self, number: int) -> T:
         if self._cache is None:
@@ -56,3 +63,8 @@ class ReadableFiles(Generic[T]):
         if number not in self._cache:
             self._cache[number] = self._read(self.paths[number])
         return self._cache[number]
+
+
+def _reason(path: Path, error: Exception) -> str:
+    text = one_line(error)
+    return text if str(path) in text else f"{path}: {text}"

@@ -96,7 +96,7 @@ def _places_in(shard: Path) -> Iterator[str]:
     try:
         with tarfile.open(shard) as archive:
             for member in archive:
-                archive.members = []  # tarfile would keep them all
+                archive.members = []  # type: ignore[attr-defined] # tarfile would keep them all
                 name = os.path.basename(member.name)
                 image = f".{name.partition('.')[2].lower()}" in IMAGE_SUFFIXES and ":" not in name
                 if image and member.isfile():

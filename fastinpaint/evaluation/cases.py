@@ -11,13 +11,13 @@ import numpy.typing as npt
 from PIL import Image
 
 from fastinpaint.data.images import find_images, read_image, square_crop_resize
-from fastinpaint.data.masks import read_mask
+from fastinpaint.data.masks import read_mask, resize_mask
 from fastinpaint.evaluation.holes import Hole, HoleOptions, draw_hole
 from fastinpaint.extras import extra
 from fastinpaint.files import atomic_write, read_json, write_json
 
 with extra("opencv"):
-    import cv2
+    pass
 
 Picture = npt.NDArray[np.uint8]
 HOLE_LIST = "holes.json"
@@ -211,9 +211,7 @@ def _pair(photographs: dict[str, Path], source: Path, what: str) -> dict[str, Pa
 
 
 def _read_hole(path: Path, height: int, width: int) -> Hole:
-    mask = read_mask(path)
-    if mask.shape != (height, width):
-        mask = np.asarray(cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST), np.uint8)
+    mask = resize_mask(read_mask(path), height, width)
     if not 0 < int(mask.sum()) < mask.size:
         raise ValueError(f"{path} must mark a part of the picture as hole (white), it marks {mask.mean():.0%}")
     return mask.astype(bool)

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import pickle
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,7 +67,9 @@ def read_weights(path: PathLike, kind: str) -> dict[str, Tensor]:
         return load_safetensors(file)
     try:
         tensors = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, zipfile.BadZipFile) as error:
+    except (FileNotFoundError, PermissionError):
+        raise
+    except Exception as error:  # a damaged file raises many types, depending on where it is damaged
         raise ValueError(f"{file} is not a file of plain tensors: {error}") from error
     if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
         raise ValueError(f"{file} must hold a state dict, got {type(tensors).__name__}")

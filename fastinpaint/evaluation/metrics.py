@@ -22,6 +22,7 @@ SSIM_RADIUS = 5  # pixels, of the Gaussian window of 11 x 11
 MS_SSIM_SMALLEST = 161  # pixels, the least side of which torchmetrics takes five scales
 VIF_SMALLEST = 41
 VIF_NOISE = 2.0  # variance
+CACHED = 1 << 17  # numbers in planes that are blurred together on a CPU: 1 MiB
 VIF_FLAT = 1e-10  # variance below which a window is flat
 ORIGINAL_WINDOW = 51
 UQI_WINDOW = 8
@@ -252,9 +253,17 @@ def _moments(a: Tensor, b: Tensor, weights: Sequence[float]) -> tuple[Tensor, ..
 def _blur(x: Tensor, weights: Sequence[float]) -> Tensor:
     """(N, C, H, W) -> (N, C, H - n + 1, W - n + 1): the separable window where it fits in.
 
-    Sums of shifted pictures: several times faster in float64 than a convolution on a CPU.
+    Sums of shifted pictures: several times faster in float64 than a convolution on a CPU, whose caches hold a few
+    planes at a time.
     """
-    for axis in (2, 3):
+    planes = x.flatten(0, 1)
+    some = len(planes) if x.is_cuda else max(1, CACHED // max(1, planes[0].numel()))
+    return torch.cat([_blur_planes(part, weights) for part in planes.split(some)]).unflatten(0, x.shape[:2])
+
+
+def _blur_planes(x: Tensor, weights: Sequence[float]) -> Tensor:
+    """(N, H, W) -> (N, H - n + 1, W - n + 1)."""
+    for axis in (1, 2):
         length = x.shape[axis] - len(weights) + 1
         total = x.narrow(axis, 0, length) * weights[0]
         for offset, weight in enumerate(weights[1:], 1):

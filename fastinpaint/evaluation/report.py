@@ -19,6 +19,7 @@ from fastinpaint.evaluation.evaluate import Evaluation, Row, table_of
 from fastinpaint.evaluation.metrics import HIGHER_IS_BETTER, Definition
 from fastinpaint.evaluation.summary import Line, differences, summarize
 from fastinpaint.files import atomic_write, write_json
+from fastinpaint.models.pretrained import WEIGHTS, find_model
 from fastinpaint.visualize.sheets import Cell, draw_sheet
 
 CASES, SUMMARY, TABLE, SHEET = "cases.csv", "summary.json", "report.md", "contact_sheet.png"
@@ -170,7 +171,7 @@ def _json(evaluation: Evaluation, lines: Sequence[Line], pairs: Sequence[Line], 
         "resamples": resamples,
         "judged": evaluation.judged,
         "whole_input": options.as_original and options.model is not None,
-        "model_sha256": _sha256(options.model / "model.safetensors") if options.model is not None else None,
+        "model_sha256": _sha256(find_model(options.model) / WEIGHTS) if options.model is not None else None,
         "scores": [line.as_json() for line in lines],
         "differences": [line.as_json() for line in pairs],
         "fid": evaluation.frechet,

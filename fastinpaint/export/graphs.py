@@ -82,7 +82,7 @@ class PooledAttentionGraph(nn.Module):
 
 
 class PatchAttentionGraph(nn.Module):
-    """``PatchAttention`` over the whole batch at once; patches are cut and laid by shifts of the picture."""
+    """``PatchAttention`` over the whole batch at once; patches are cut and laid by convolutions."""
 
     def __init__(self, layer: PatchAttention) -> None:
         super().__init__()
@@ -115,33 +115,19 @@ def patch_attention(features: Tensor, kernel_size: int, stride: int) -> Tensor:
 
     H and W must be divisible by the stride.
     """
-    batch, channels, height, width = features.shape
-    k, centre = kernel_size, kernel_size // 2
-    spill = k - stride  # TensorFlow's SAME padding, of which the larger half goes to the end
-    before = max(spill, 0) // 2
-    around = _patches(F.pad(features, (centre,) * 4), k, height, width, 1)  # (B, C k k, H, W)
-    padded = F.pad(features, (before, max(spill, 0) - before, before, max(spill, 0) - before))
-    keys = _patches(padded, k, height // stride, width // stride, stride).flatten(2)  # (B, C k k, M)
+    channels, k, centre = features.shape[1], kernel_size, kernel_size // 2
+    spill = max(k - stride, 0)  # TensorFlow's SAME padding, of which the larger half goes to the end
+    padded = F.pad(features, (spill // 2, spill - spill // 2) * 2)
+    # One-hot filters cut and lay patches: slices would make the graph ten times larger and slow to trace.
+    one_hot = torch.eye(k * k, dtype=features.dtype).reshape(k * k, k, k)
+    cut = one_hot[:, None].repeat(channels, 1, 1, 1)  # (C k k, 1, k, k)
+    around = F.conv2d(features, cut, padding=centre, groups=channels)  # (B, C k k, H, W)
+    keys = F.conv2d(padded, cut, stride=stride, groups=channels).flatten(2)  # (B, C k k, M)
     norm = keys.square().sum(1, keepdim=True).clamp_min(NORM_FLOOR**2).sqrt()
     scores = around.flatten(2).transpose(1, 2) @ (keys / norm)  # (B, H W, M)
-    laid = torch.softmax(SCALE * scores, -1) @ keys.transpose(1, 2)  # (B, H W, C k k)
-    laid = laid.transpose(1, 2).reshape(batch, channels, k * k, height, width)
-    laid = F.pad(laid, (centre,) * 4)
-    total = torch.zeros_like(features)
-    for dy in range(k):
-        for dx in range(k):
-            total = total + laid[:, :, dy * k + dx, dy : dy + height, dx : dx + width]
-    return total / 4
-
-
-def _patches(padded: Tensor, k: int, height: int, width: int, stride: int) -> Tensor:
-    """(B, C, ...) -> (B, C k k, height, width), one patch at each position, channels first within it."""
-    shifts = [
-        padded[:, :, dy : dy + (height - 1) * stride + 1 : stride, dx : dx + (width - 1) * stride + 1 : stride]
-        for dy in range(k)
-        for dx in range(k)
-    ]
-    return torch.stack(shifts, 2).flatten(1, 2)
+    laid = keys @ torch.softmax(SCALE * scores, -1).transpose(1, 2)  # (B, C k k, H W)
+    lay = one_hot[None].repeat(channels, 1, 1, 1)  # (C, k k, k, k)
+    return F.conv2d(laid.reshape(around.shape), lay, padding=centre, groups=channels) / 4
 
 
 def masked_canny(image: Tensor, valid: Tensor) -> Tensor:

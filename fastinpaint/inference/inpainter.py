@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from typing import Any, Literal, TypeVar, get_args
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -12,16 +14,24 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from fastinpaint.data.masks import THRESHOLD, grey_of
+from fastinpaint.inference.canvas import ArrayCanvas, Canvas, PillowCanvas, TensorCanvas, editable, levels_of
 from fastinpaint.inference.prepare import mirror_pad, shrink
 from fastinpaint.inference.regions import SIZE, Box, Hole, fill_region, plan_regions
 from fastinpaint.models.generator import InpaintGenerator
 from fastinpaint.models.inputs import assemble_known_input
 
-Picture = TypeVar("Picture", Image.Image, npt.NDArray[np.uint8], Tensor)
+Picture = TypeVar("Picture", Image.Image, npt.NDArray[Any], Tensor)
 Mask = Image.Image | npt.NDArray[Any] | Tensor
 Strategy = Literal["crop", "resize", "original"]
 
-_GRAY = (0.2125, 0.7154, 0.0721)  # as rgb_to_gray weighs red, green and blue
+
+class _Job(NamedTuple):
+    """A region of a picture and its hole, (h, w)."""
+
+    canvas: Canvas
+    box: Box
+    hole: Hole
 
 
 class Inpainter:
@@ -42,7 +52,7 @@ class Inpainter:
             ``"original"``: the whole picture is filled at its size; attention grows with the square of the area.
 
     Raises:
-        ValueError: ``max_side`` is negative, or another strategy.
+        ValueError: ``max_side`` is negative, another strategy, or a device that cannot be used.
     """
 
     def __init__(
@@ -56,7 +66,7 @@ class Inpainter:
             raise ValueError(f"max_side must be at least 0 pixels, got {max_side}")
         if strategy not in get_args(Strategy):
             raise ValueError(f"strategy must be one of {', '.join(get_args(Strategy))}, got {strategy!r}")
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.device = _usable(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.generator = generator.to(self.device).eval()
         self.max_side = max_side
         self.strategy = strategy
@@ -81,110 +91,84 @@ class Inpainter:
 
         Args:
             image: One of
-                a PIL image: modes L, RGB, LA and RGBA come back in their mode with alpha as it was, others as RGB;
-                a uint8 array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), the fourth channel being alpha;
+                a PIL image: it comes back in its mode with alpha as it was, CMYK and 16-bit grey included, but
+                palettes become RGB, bilevel becomes grey and a transparent colour becomes an alpha channel;
+                an array of uint8 or uint16 (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), the fourth channel being alpha;
                 a floating-point tensor (B, 3, H, W) in [0, 1], on any device.
-            mask: The hole, of the image's height and width: a PIL image (white, above 127, is hole), an array
-                (H, W) or (H, W, 1) of bool or of uint8 above 127, or a tensor (H, W), (1, 1, H, W) or (B, 1, H, W) of
-                bool or of values above 0.5. An empty hole returns the picture as it is.
+            mask: The hole, of the image's height and width: a PIL image (white, above 127, is hole; what is
+                transparent is not), an array (H, W) or (H, W, 1) of bool or of uint8 above 127, or a tensor (H, W),
+                (1, 1, H, W) or (B, 1, H, W) of bool or of values above 0.5. An empty hole returns the picture as it is.
 
         Returns:
             A new object of the kind, size and precision of ``image``, equal to it outside the hole.
 
         Raises:
             TypeError: An image or mask of another kind or dtype.
-            ValueError: Sizes that differ, values out of range, or a mask that leaves nothing known.
+            ValueError: Sizes that differ, values out of range, a mask that leaves nothing known, or weights that
+                give values that are not finite.
         """
-        if isinstance(image, Image.Image):
-            return self._fill_pil(image, mask)
-        if isinstance(image, np.ndarray):
-            return self._fill_array(image, mask)
-        if isinstance(image, Tensor):
-            return self._fill_tensor(image, hole_of(mask))
-        raise TypeError(f"image must be a PIL image, a uint8 array or a tensor, got {type(image).__name__}")
+        return self.fill_many([image], [mask], batch_size=image.shape[0] or 1 if isinstance(image, Tensor) else 8)[0]
 
-    def _fill_pil(self, image: Image.Image, mask: Mask) -> Image.Image:
-        if image.mode.startswith("I") or image.mode == "F":
-            raise TypeError(f"pictures of 8 bits per channel are wanted, got PIL mode {image.mode}")
-        alpha = image.has_transparency_data
-        work = image if image.mode in ("L", "RGB", "RGBA") else image.convert("RGBA" if alpha else "RGB")
-        if self._crops(work.height, work.width):
-            filled = self._fill_pil_regions(work, hole_of(mask))
-        else:
-            filled = Image.fromarray(self._fill_array(np.asarray(work), mask))
-        filled = filled.convert(image.mode) if image.mode == "LA" else filled
-        filled.info = dict(image.info)
-        return filled
+    def fill_many(
+        self, images: Sequence[Any], masks: Sequence[Mask], batch_size: int = 8, *, in_place: bool = False
+    ) -> list[Any]:
+        """Fill several pictures of any kinds and sizes; regions of one size share a pass of the generator.
 
-    def _fill_pil_regions(self, image: Image.Image, hole: Tensor) -> Image.Image:
-        _check_sizes((1, image.height, image.width), hole)
-        inside = _plane(hole)
-        result = image.copy()
-        for box in plan_regions(inside):
-            pixels = np.asarray(image.crop((box.left, box.top, box.right, box.bottom)))
-            filled = self._fill_pixels(pixels.reshape(*box.sides, -1), inside[box.area])
-            result.paste(Image.fromarray(filled.reshape(pixels.shape)), (box.left, box.top))
-        return result
+        Args:
+            images: As for one call.
+            masks: One for each.
+            batch_size: Regions of a pass, at most.
+            in_place: Fill arrays, tensors and PIL images of modes that stay as they are themselves, not copies.
 
-    def _fill_array(self, image: npt.NDArray[np.uint8], mask: Mask) -> npt.NDArray[np.uint8]:
-        channels = 1 if image.ndim == 2 else image.shape[-1]
-        if image.dtype != np.uint8 or image.ndim not in (2, 3) or channels not in (1, 3, 4):
-            found = f"{image.dtype} {image.shape}"
-            raise TypeError(f"an image array must be uint8 (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), got {found}")
-        pixels = image.reshape(*image.shape[:2], channels)
-        hole = hole_of(mask)
-        _check_sizes((1, *pixels.shape[:2]), hole)
-        inside = _plane(hole)
-        if not self._crops(*inside.shape):
-            return self._fill_pixels(pixels, inside).reshape(image.shape)
-        result = pixels.copy()
-        for box in plan_regions(inside):
-            result[box.area] = self._fill_pixels(pixels[box.area], inside[box.area])
-        return result.reshape(image.shape)
+        Returns:
+            The pictures, in order; see ``__call__``, also for errors.
+        """
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        results, jobs = [], []
+        for image, mask in zip(images, masks, strict=True):
+            result, canvases = _canvases(image, hole_of(mask), in_place)
+            results.append(result)
+            jobs += [_Job(canvas, box, hole[box.area]) for canvas, hole in canvases for box in self._regions(hole)]
+        whole = [job for job in jobs if not self._is_tiled(job.hole)]
+        whole.sort(key=lambda job: job.hole.shape)
+        for _, group in groupby(whole, lambda job: job.hole.shape):
+            same = list(group)
+            for start in range(0, len(same), batch_size):
+                self._fill(same[start : start + batch_size])
+        for job in jobs:
+            if self._is_tiled(job.hole):
+                self._fill([job])
+        return results
 
-    def _fill_pixels(self, pixels: npt.NDArray[np.uint8], hole: Hole) -> npt.NDArray[np.uint8]:
-        """(h, w, C), (h, w) of a picture or a region -> (h, w, C)."""
-        color = np.broadcast_to(pixels[..., :3], (*pixels.shape[:2], 3))
-        signal = torch.from_numpy(np.array(color)).permute(2, 0, 1)[None].float() / 255
-        complete = self._complete(signal, torch.from_numpy(np.ascontiguousarray(hole))[None, None])
-        filled = complete[0].permute(1, 2, 0).numpy()  # (h, w, 3) in [0, 1]
-        if pixels.shape[-1] == 1:
-            filled = (filled @ np.asarray(_GRAY, np.float32))[..., None]
-        rounded = (filled * 255 + 0.5).astype(np.uint8)
-        result = pixels.copy()
-        result[..., :3][hole] = rounded[hole]
-        return result
-
-    def _fill_tensor(self, image: Tensor, hole: Tensor) -> Tensor:
-        _check(image, hole)
-        hole = hole.to(image.device).expand(image.shape[0], -1, -1, -1)
-        if not self._crops(*image.shape[-2:]):
-            return self._complete(image.detach(), hole)
-        result = image.detach().clone()
-        for item, inside in zip(result, hole, strict=True):
-            for box in plan_regions(inside[0].cpu().numpy()):
-                part = item[None, :, box.rows, box.columns]
-                part.copy_(self._complete(part, inside[None, :, box.rows, box.columns]))
-        return result
+    def _regions(self, hole: Hole) -> list[Box]:
+        if not hole.any():
+            return []
+        return plan_regions(hole) if self._crops(*hole.shape) else [Box(0, hole.shape[0], 0, hole.shape[1])]
 
     def _crops(self, height: int, width: int) -> bool:
         """Tell whether pictures of this size are filled region by region."""
         return self.strategy == "crop" and self.max_side > 0 and max(height, width) > max(self.max_side, SIZE)
 
+    def _is_tiled(self, hole: Hole) -> bool:
+        return self._crops(*hole.shape)
+
     @torch.no_grad()
-    def _complete(self, image: Tensor, hole: Tensor) -> Tensor:
-        """(B, 3, H, W) in [0, 1], (B, 1, H, W) bool -> a new (B, 3, H, W), right everywhere."""
-        if not hole.any():
-            return image.clone()
-        signed, mask = image.to(self.device, torch.float32) * 2 - 1, hole.to(self.device)
-        if self._crops(*image.shape[-2:]):
-            largest = max(self.max_side, SIZE)
-            filled = fill_region(signed, hole[0, 0].cpu().numpy(), self._predict, largest)
+    def _fill(self, jobs: list[_Job]) -> None:
+        """Fill regions of one size."""
+        image = torch.stack([job.canvas.read(job.box).to(self.device) for job in jobs]) * 2 - 1
+        mask = torch.from_numpy(np.stack([job.hole for job in jobs]))[:, None].to(self.device)
+        if self._is_tiled(jobs[0].hole):
+            filled = fill_region(image, jobs[0].hole, self._predict, max(self.max_side, SIZE))
         elif self.strategy == "resize" and 0 < self.max_side < max(image.shape[-2:]):
-            filled = self._predict_small(signed, mask)
+            filled = self._predict_small(image, mask)
         else:
-            filled = self._predict(signed, mask)
-        return torch.where(hole, ((filled + 1) / 2).to(image.device, image.dtype), image)
+            filled = self._predict(image, mask)
+        unit = torch.where(mask, (filled + 1) / 2, 0.0).cpu()
+        if not unit.isfinite().all():
+            raise ValueError("the model fills holes with values that are not finite: its weights cannot be used")
+        for job, values in zip(jobs, unit, strict=True):
+            job.canvas.write(job.box, job.hole, values)
 
     def _predict(self, image: Tensor, hole: Tensor) -> Tensor:
         """(B, 3, H, W) in [-1, 1], (B, 1, H, W) bool -> (B, 3, H, W) in [-1, 1], right in the hole."""
@@ -193,11 +177,11 @@ class Inpainter:
         return self.generator(inputs).images[0][..., :height, :width].clamp(-1, 1)
 
     @torch.no_grad()
-    def structure(self, image: Image.Image, mask: Mask) -> list[tuple[Box, Tensor]]:
+    def structure(self, image: Image.Image | npt.NDArray[Any], mask: Mask) -> list[tuple[Box, Tensor]]:
         """Predict the gradients that a filling follows.
 
         Args:
-            image: A PIL image.
+            image: A PIL image or an array, as for a fill.
             mask: The hole, as for a fill.
 
         Returns:
@@ -209,17 +193,16 @@ class Inpainter:
         Raises:
             TypeError, ValueError: As for a fill.
         """
-        hole = hole_of(mask)
-        _check_sizes((1, image.height, image.width), hole)
-        inside = _plane(hole)
-        whole = Box(0, image.height, 0, image.width)
-        regions = plan_regions(inside) if self._crops(*inside.shape) else [whole] if inside.any() else []
-        return [(box, self._region_gradients(image, inside[box.area], box)) for box in regions]
+        _, canvases = _canvases(image, hole_of(mask), in_place=False)
+        return [
+            (box, self._region_gradients(canvas.read(box), hole[box.area]))
+            for canvas, hole in canvases
+            for box in self._regions(hole)
+        ]
 
-    def _region_gradients(self, image: Image.Image, hole: Hole, box: Box) -> Tensor:
-        """(6, h, w) of a region."""
-        pixels = np.array(image.crop((box.left, box.top, box.right, box.bottom)).convert("RGB"))
-        signed = torch.from_numpy(pixels).permute(2, 0, 1)[None].to(self.device, torch.float32) / 127.5 - 1
+    def _region_gradients(self, image: Tensor, hole: Hole) -> Tensor:
+        """(3, h, w) in [0, 1] -> (6, h, w)."""
+        signed = image[None].to(self.device) * 2 - 1
         inside = torch.from_numpy(np.ascontiguousarray(hole))[None, None].to(self.device, torch.float32)
         largest = max(self.max_side, SIZE) if self.strategy == "crop" else self.max_side
         if self.max_side > 0 and self.strategy != "original":
@@ -227,13 +210,20 @@ class Inpainter:
         height, width = signed.shape[-2:]
         inputs = assemble_known_input(mirror_pad(signed), mirror_pad(inside))
         gradients = self.generator(inputs).gradients[0][..., :height, :width]
-        return F.interpolate(gradients, box.sides, mode="bilinear", align_corners=False)[0].float().cpu()
+        return F.interpolate(gradients, hole.shape, mode="bilinear", align_corners=False)[0].float().cpu()
 
     def _predict_small(self, image: Tensor, hole: Tensor) -> Tensor:
         """The same with ``max_side`` as the longer side, enlarged."""
         small, small_mask = shrink(image, hole.to(image.dtype), self.max_side)
         complete = torch.where(small_mask > 0.5, self._predict(small, small_mask > 0.5), small)
         return F.interpolate(complete, image.shape[-2:], mode="bicubic", align_corners=False).clamp(-1, 1)
+
+
+def _usable(device: str | torch.device) -> torch.device:
+    try:
+        return torch.empty(0, device=device).device
+    except Exception as error:  # torch raises many types for devices that it lacks
+        raise ValueError(f"device {device} cannot be used: {' '.join(str(error).split())}") from error
 
 
 def hole_of(mask: Mask) -> Tensor:
@@ -244,7 +234,7 @@ def hole_of(mask: Mask) -> Tensor:
         ValueError: Another shape, or uint8 values of 0 and 1 only, which white-above-127 would read as no hole.
     """
     if isinstance(mask, Image.Image):
-        mask = np.asarray(mask if mask.mode == "L" else mask.convert("L"))
+        return torch.from_numpy(grey_of(mask) > THRESHOLD)[None, None]
     if isinstance(mask, np.ndarray):
         return _hole_of_array(mask)
     if not isinstance(mask, Tensor):
@@ -265,7 +255,40 @@ def _hole_of_array(mask: npt.NDArray[Any]) -> Tensor:
         raise ValueError(f"a mask array must be (H, W) or (H, W, 1), got {mask.shape}")
     if flat.dtype == np.uint8 and flat.max(initial=0) == 1:
         raise ValueError("a uint8 mask is hole above 127, but this one holds 0 and 1 only: give bool, or 0 and 255")
-    return torch.from_numpy(flat.copy() if flat.dtype == np.bool_ else flat > 127)[None, None]
+    hole = flat if flat.dtype == np.bool_ else flat > THRESHOLD
+    return torch.from_numpy(hole if hole.flags.writeable and hole.flags.c_contiguous else hole.copy())[None, None]
+
+
+def _canvases(image: Any, hole: Tensor, in_place: bool) -> tuple[Any, list[tuple[Canvas, Hole]]]:
+    """Return what will hold the filled picture, and each of its pictures with its hole."""
+    if isinstance(image, Image.Image):
+        _check_sizes((1, image.height, image.width), hole)
+        inside = hole[0, 0].cpu().numpy()
+        work = editable(image)
+        work = image.copy() if work is image and not in_place else work
+        work.info = {
+            key: value for key, value in image.info.items() if work.mode == image.mode or key != "transparency"
+        }
+        deep = work.mode in ("I", "I;16", "F")
+        levels = levels_of(np.asarray(work), inside) if deep else (0.0, 255.0)
+        return work, [(PillowCanvas(work, levels), inside)]
+    if isinstance(image, np.ndarray):
+        channels = 1 if image.ndim == 2 else image.shape[-1]
+        if image.dtype not in (np.uint8, np.uint16) or image.ndim not in (2, 3) or channels not in (1, 3, 4):
+            found = f"{image.dtype} {image.shape}"
+            raise TypeError(
+                f"an image array must be uint8 or uint16, (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), got {found}"
+            )
+        _check_sizes((1, *image.shape[:2]), hole)
+        inside = hole[0, 0].cpu().numpy()
+        pixels = image if in_place else image.copy()
+        return pixels, [(ArrayCanvas(pixels, levels_of(pixels, inside)), inside)]
+    if isinstance(image, Tensor):
+        _check(image, hole)
+        result = image.detach() if in_place else image.detach().clone()
+        holes = hole.expand(image.shape[0], -1, -1, -1)[:, 0].cpu().numpy()
+        return result, [(TensorCanvas(item), inside) for item, inside in zip(result, holes, strict=True)]
+    raise TypeError(f"image must be a PIL image, an array or a tensor, got {type(image).__name__}")
 
 
 def _check(image: Tensor, hole: Tensor) -> None:
@@ -289,8 +312,3 @@ def _check_sizes(size: tuple[int, ...], hole: Tensor) -> None:
         raise ValueError(f"wanted one mask, or one for each of {size[0]} images, got {hole.shape[0]}")
     if hole.flatten(1).all(1).any():
         raise ValueError("the mask covers the whole picture: nothing known is left to fill it from")
-
-
-def _plane(hole: Tensor) -> Hole:
-    """(1, 1, H, W) -> (H, W)."""
-    return hole[0, 0].cpu().numpy()

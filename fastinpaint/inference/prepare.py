@@ -21,10 +21,12 @@ def _mirrored(size: int, multiple: int, device: torch.device) -> Tensor:
 
 
 def shrink(image: Tensor, mask: Tensor, max_side: int) -> tuple[Tensor, Tensor]:
-    """Shrink so that the longer side is ``max_side``; a small pixel that any hole pixel touches is hole.
+    """Shrink so that the longer side is ``max_side``, by averages of known pixels.
+
+    A small pixel is hole where all that it covers is hole, so that fine masks leave known pixels at every size.
 
     Args:
-        image: (B, C, H, W).
+        image: (B, C, H, W); any value, even NaN, in the hole.
         mask: (B, 1, H, W), 1 = hole.
         max_side: Longest side in pixels, at least 1; smaller pictures come back as they are.
 
@@ -36,4 +38,7 @@ def shrink(image: Tensor, mask: Tensor, max_side: int) -> tuple[Tensor, Tensor]:
     if ratio >= 1:
         return image, mask
     size = (max(round(height * ratio), 1), max(round(width * ratio), 1))
-    return F.adaptive_avg_pool2d(image, size), F.adaptive_max_pool2d(mask, size)
+    known = mask < 0.5
+    share = F.adaptive_avg_pool2d(known.to(image.dtype), size)
+    total = F.adaptive_avg_pool2d(torch.where(known, image, 0.0), size)
+    return total / share.clamp_min(1e-12), (share == 0).to(mask.dtype)

@@ -125,7 +125,6 @@ class _Tiled:
         self.result = image.clone()
         self.done = ~hole  # known, or filled as part of a tile
         self.filled = ~hole  # known, or holding a filling that may still change
-        self.coarse_tried = False
 
     def run(self) -> Tensor:
         """Fill all tiles."""
@@ -145,7 +144,8 @@ class _Tiled:
         target = self.hole[wide.area]
         unknown = ~self.done[window.area]
         unknown[inner.area] |= target
-        if unknown.mean() > LARGEST_SHARE and self._coarse():
+        if unknown.mean() > LARGEST_SHARE:
+            self._fill_coarsely()
             unknown[:] = False
             unknown[inner.area] = target
         found = self.fill(self.result[..., window.rows, window.columns], _on(unknown, self.image))[
@@ -158,20 +158,16 @@ class _Tiled:
         self.filled[wide.area] = True
         self.done[tile.area] = True
 
-    def _coarse(self) -> bool:
-        """Put a coarse filling wherever there is none yet; False if too little is known at half the size."""
-        if self.coarse_tried:
-            return bool(self.filled.all())
-        self.coarse_tried = True
+    def _fill_coarsely(self) -> None:
+        """Put a coarse filling wherever there is none yet."""
+        if self.filled.all():
+            return
         small, mask = shrink(self.image, _on(self.hole, self.image).to(self.image.dtype), -(-max(self.size) // 2))
         hole = (mask > 0.5)[0, 0].cpu().numpy()
-        if hole.all():
-            return False
         coarse = fill_region(small, hole, self.fill, self.largest)
         enlarged = F.interpolate(coarse, self.size, mode="bicubic", align_corners=False).clamp(-1, 1)
         self.result = torch.where(_on(self.filled, self.image), self.result, enlarged)
         self.filled[:] = True
-        return True
 
 
 def _on(mask: Hole, like: Tensor) -> Tensor:

@@ -152,11 +152,12 @@ class InpaintObjective(nn.Module):
             terms |= self._perceptual_terms(image, torch.cat([complete, raw]))
         if weights.total_variation:
             terms["total_variation"] = weights.total_variation * total_variation(complete)
+        mean = None if part is None else part.mean
         if weights.matching_image:
-            matched = matching_loss(raw, image, batch_mean=part and part.mean)
+            matched = matching_loss(raw, image, batch_mean=mean)
             terms["matching_image"] = weights.matching_image * matched
         if weights.matching_gradient:
-            matched = matching_loss(output.gradients[0], sobel_edges(image), batch_mean=part and part.mean)
+            matched = matching_loss(output.gradients[0], sobel_edges(image), batch_mean=mean)
             terms["matching_gradient"] = weights.matching_gradient * matched
         return _with_total(terms if part is None else part.scale(terms), raw)
 

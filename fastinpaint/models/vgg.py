@@ -91,11 +91,11 @@ class VGG19Features(nn.Module):
         if suffix == ".mat" and verify:
             _require_published(path)
         tensors = readers[suffix](path)
-        model = cls()
-        wanted = model.state_dict().keys()
+        wanted = {f"features.{index}.{kind}" for index, _, _ in CONVOLUTIONS.values() for kind in ("weight", "bias")}
         missing = wanted - tensors.keys()
         if missing:
             raise ValueError(f"{path} does not hold VGG-19: missing {', '.join(sorted(missing)[:4])}")
+        model = cls()
         load_exactly(model, {name: tensors[name] for name in wanted}, str(path))
         return model.eval()
 
@@ -116,7 +116,7 @@ def _require_published(path: Path) -> None:
 def _read_pickle(path: Path) -> dict[str, Tensor]:
     try:
         tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
+    except (FileNotFoundError, PermissionError):
         raise
     except Exception as error:  # a damaged file raises many types, depending on where it is damaged
         raise ValueError(f"{path} is not a file of plain tensors: {error}") from error

@@ -19,7 +19,7 @@ from starlette.exceptions import HTTPException
 
 import fastinpaint
 from fastinpaint.inference.inpainter import Inpainter
-from fastinpaint.serve import requests
+from fastinpaint.serve import forms
 from fastinpaint.serve.guard import Guard
 from fastinpaint.serve.metrics import Metrics
 from fastinpaint.serve.pictures import FORMATS, Painter, RequestError, Result
@@ -196,7 +196,7 @@ def create_app(inpainter: Inpainter, settings: Settings | None = None) -> FastAP
 
 
 async def _invalid(_: Request, error: Exception) -> Response:
-    return JSONResponse({"detail": requests.describe(cast(RequestValidationError, error).errors())}, 422)
+    return JSONResponse({"detail": forms.describe(cast(RequestValidationError, error).errors())}, 422)
 
 
 async def _failed(_: Request, __: Exception) -> Response:
@@ -254,21 +254,21 @@ def _add_pictures(app: FastAPI, service: Service) -> None:
     def add(path: str, kind: Any, work: Callable[..., Result], description: str) -> None:
         async def endpoint(request: Request, name: RequestId = None) -> Response:
             with service.admitted():
-                options, is_json = await requests.read_options(request, kind)
+                options, is_json = await forms.read_options(request, kind)
                 arguments = options.to_arguments()
                 result = await service.do(request, name, lambda job: work(job, **arguments))
             return _answer(result, is_json)
 
         app.add_api_route(
             path, endpoint, methods=["POST"], response_class=Response, responses=_answers(), description=description,
-            name=kind.__name__, openapi_extra={"requestBody": requests.request_body(kind)},
+            name=kind.__name__, openapi_extra={"requestBody": forms.request_body(kind)},
         )  # fmt: skip
 
     painter = service.painter
-    add("/api/v1/inpaint", requests.InpaintOptions, painter.inpaint, "Fill the hole of a picture.")
-    add("/api/v1/structure", requests.StructureOptions, painter.structure, "Draw the edges or gradients of a filling.")
+    add("/api/v1/inpaint", forms.InpaintOptions, painter.inpaint, "Fill the hole of a picture.")
+    add("/api/v1/structure", forms.StructureOptions, painter.structure, "Draw the edges or gradients of a filling.")
     add(
-        "/api/v1/convert", requests.ConvertOptions, partial(painter.inpaint, mask=None),
+        "/api/v1/convert", forms.ConvertOptions, partial(painter.inpaint, mask=None),
         "Write a picture in another format, metadata kept and EXIF orientation applied.",
     )  # fmt: skip
 

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import copy
 import io
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, TypeVar, cast
 
 import numpy as np
 from PIL import Image
 
-from fastinpaint.inference.files import read_hole, read_picture, write_like
+from fastinpaint.data.masks import read_mask
+from fastinpaint.inference.formats import encode
 from fastinpaint.inference.inpainter import Inpainter, Strategy
-from fastinpaint.inference.regions import SIZE, Hole, plan_regions, tiles
+from fastinpaint.inference.photo import Photo, read_photo
+from fastinpaint.inference.regions import SIZE, TILE, Hole, plan_regions
 from fastinpaint.models.generator import InpaintGenerator
 from fastinpaint.serve.worker import Job, SharedGenerator
 from fastinpaint.visualize.sheets import edge_cell, gradient_cell
@@ -30,7 +34,7 @@ FORMATS: dict[str, tuple[str, str]] = {  # suffix, media type
     "bmp": (".bmp", "image/bmp"),
 }
 Image.init()
-_READABLE = [name for name in ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "PPM") if name in Image.OPEN]
+_READABLE = tuple(name for name in ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "PPM") if name in Image.OPEN)
 LARGEST_WHOLE = 2**20  # pixels of a picture that is filled whole: memory grows with the square
 
 
@@ -92,16 +96,16 @@ class Painter:
             Cancelled: The job was cancelled.
         """
         kept = self._check(image, "image")
-        picture = self._read(image)
+        photo = self._read(image)
         file_format = file_format or kept
-        hole = self._hole(mask, invert_mask) if mask is not None else np.zeros((picture.height, picture.width), bool)
-        inpainter = self._inpainter(strategy, max_side)
         if mask is not None:
-            self._check_whole(inpainter, picture)
-        job.expected = expected_passes(inpainter, hole)
-        filled = _refusing(lambda: inpainter(picture, hole))
+            hole = self._hole(mask, invert_mask)
+            inpainter = self._inpainter(strategy, max_side)
+            self._check_whole(inpainter, photo)
+            job.expected = expected_passes(inpainter, hole)
+            photo.pixels = _refusing(lambda: inpainter.fill_many([photo.pixels], [hole])[0])
         job.check()
-        return _encode(picture, filled, file_format, draft)
+        return _encode(photo, file_format, draft)
 
     def structure(self, job: Job, image: bytes, mask: bytes, kind: Structure, invert_mask: bool = False) -> Result:
         """Draw the predicted edges or gradients as PNG of the picture's size, transparent beside the hole.
@@ -111,18 +115,19 @@ class Painter:
             Cancelled: The job was cancelled.
         """
         self._check(image, "image")
-        picture, hole = self._read(image), self._hole(mask, invert_mask)
+        photo, hole = self._read(image), self._hole(mask, invert_mask)
         inpainter = self._inpainter(None, None)
-        self._check_whole(inpainter, picture)
+        self._check_whole(inpainter, photo)
         draw = edge_cell if kind == "edges" else gradient_cell
-        canvas = np.zeros((picture.height, picture.width, 4), np.uint8)
-        for box, gradients in _refusing(lambda: inpainter.structure(picture, hole)):
+        height, width = photo.size
+        canvas = np.zeros((height, width, 4), np.uint8)
+        for box, gradients in _refusing(lambda: inpainter.structure(photo.pixels, hole)):
             canvas[box.area][..., :3] = draw(gradients)
         canvas[~hole] = 0
         canvas[hole, 3] = 255
         target = io.BytesIO()
         Image.fromarray(canvas).save(target, format="PNG", compress_level=1)
-        return Result(target.getvalue(), "png", picture.width, picture.height)
+        return Result(target.getvalue(), "png", width, height)
 
     def _check(self, data: bytes, what: str) -> Format:
         """Check kind and size by the header alone; return the format that keeps the file's."""
@@ -141,23 +146,23 @@ class Painter:
             return "jpeg"
         return found if found in FORMATS else "png"  # type: ignore[return-value]
 
-    def _read(self, data: bytes) -> Image.Image:
+    def _read(self, data: bytes) -> Photo:
         try:
-            return read_picture(io.BytesIO(data))
+            return read_photo(data)
         except Exception as error:  # Pillow raises nearly anything on damaged files
             raise RequestError(400, f"the image cannot be read: {_reason(error)}") from None
 
     def _hole(self, data: bytes, invert_mask: bool) -> Hole:
         self._check(data, "mask")
         try:
-            return read_hole(io.BytesIO(data), invert_mask)
+            return read_mask(data, invert_mask).view(bool)
         except Exception as error:
             raise RequestError(400, f"the mask cannot be read: {_reason(error)}") from None
 
     @staticmethod
-    def _check_whole(inpainter: Inpainter, picture: Image.Image) -> None:
+    def _check_whole(inpainter: Inpainter, photo: Photo) -> None:
         whole = inpainter.strategy == "original" or inpainter.max_side == 0
-        if whole and picture.width * picture.height > LARGEST_WHOLE:
+        if whole and math.prod(photo.size) > LARGEST_WHOLE:
             raise RequestError(
                 413, f"pictures of more than {LARGEST_WHOLE} pixels are filled with strategy crop or resize only"
             )
@@ -172,7 +177,7 @@ def expected_passes(inpainter: Inpainter, hole: Hole) -> int:
     for box in plan_regions(hole):
         inside = hole[box.area]
         one = max(box.sides) <= largest
-        passes += 1 if one else sum(bool(inside[tile.area].any()) for tile in tiles(box.sides))
+        passes += 1 if one else math.ceil(int(inside.sum()) / TILE**2)
     return passes
 
 
@@ -184,14 +189,14 @@ def _refusing(work: Callable[[], T]) -> T:
         raise RequestError(422, _reason(error)) from error
 
 
-def _encode(picture: Image.Image, filled: Image.Image, file_format: Format, draft: bool) -> Result:
-    target = io.BytesIO()
-    options = {"compress_level": 1} if draft and file_format == "png" else {}
+def _encode(photo: Photo, file_format: Format, draft: bool) -> Result:
+    height, width = photo.size
     try:
-        write_like(picture, filled, target, FORMATS[file_format][0], **options)
+        name = Path(f"the result{FORMATS[file_format][0]}")
+        data = bytes(encode(photo.pixels, photo.metadata, name, fast=draft and file_format == "png"))
     except (OSError, ValueError) as error:
         raise RequestError(422, f"the result cannot be written as {file_format}: {_reason(error)}") from error
-    return Result(target.getvalue(), file_format, filled.width, filled.height)
+    return Result(data, file_format, width, height)
 
 
 def _reason(error: Exception) -> str:

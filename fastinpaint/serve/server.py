@@ -16,7 +16,6 @@ from fastinpaint.serve.app import create_app
 from fastinpaint.serve.settings import Settings
 
 _CONNECTIONS = 256  # further ones get 503
-_GRACE = 15  # seconds that requests in progress get when the server stops
 
 
 class Server:
@@ -41,7 +40,8 @@ class Server:
         self.app = create_app(inpainter, settings)
         config = uvicorn.Config(
             self.app, http=_protocol(settings.body_timeout), ws="none", log_level="warning",
-            server_header=False, limit_concurrency=_CONNECTIONS, timeout_graceful_shutdown=_GRACE, proxy_headers=False,
+            server_header=False, limit_concurrency=_CONNECTIONS, proxy_headers=False,
+            timeout_graceful_shutdown=round(settings.timeout) + 1,
         )  # fmt: skip
         self._server = uvicorn.Server(config)
 

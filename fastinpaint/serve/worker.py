@@ -175,4 +175,4 @@ class SharedGenerator(nn.Module):
 
 def _item(output: Any, index: int) -> GeneratorOutput:
     images, gradients = (tuple(scale[index : index + 1] for scale in scales) for scales in output)
-    return GeneratorOutput(images, gradients)  # type: ignore[arg-type]
+    return GeneratorOutput(images, gradients)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+from fastinpaint.checkpoint.training_state import load_newest_training_state
 from fastinpaint.data.masks import MaskConfig
 from fastinpaint.losses.objective import LossWeights
-from fastinpaint.training.options import from_mapping, option, read_yaml, to_yaml
+from fastinpaint.training.options import from_mapping, option, read_yaml, shown, to_yaml
+
+logger = logging.getLogger(__name__)
 
 _LARGEST = 2**62
 _RANGES = (  # option, least and largest value
@@ -17,6 +21,7 @@ _RANGES = (  # option, least and largest value
     *((name, 1, _LARGEST) for name in ("batch_size", "accumulate")),
     *((name, 1, _LARGEST) for name in ("log_every", "keep_checkpoints")),
     *((name, 0, _LARGEST) for name in ("warmup_steps", "sample_every", "sample_count", "checkpoint_every", "seed")),
+    *((name, 0, _LARGEST) for name in ("validate_every", "validation_count")),
     *(
         (name, 0, _LARGEST)
         for name in ("max_seconds", "pause_seconds", "discriminator_rate", "clip", "data_timeout", "checkpoint_minutes")
@@ -40,7 +45,7 @@ class TrainConfig:
     cache: bool = option(False, "decode all images once, into one file that the workers share, for sets of a few GB")
     masks: MaskConfig = field(default_factory=MaskConfig, metadata={"help": "training holes"})
     known_pixels_only: bool = option(
-        True, "compute input edges and gradients without the hole's content, as filling does"
+        True, "compute input edges and gradients without the hole's content, as filling does", formerly="hide_holes"
     )
 
     base_channels: int = option(64, "width of the generator's first stage")
@@ -66,7 +71,11 @@ class TrainConfig:
     discriminator_rate: float = option(0.0, "Adam's step size for the discriminator; 0: learning_rate")
     beta1: float = option(0.0, "Adam's decay of the mean gradient")
     beta2: float = option(0.9, "Adam's decay of the squared gradient")
-    muon_lr: float = option(0.0, "relative step of Muon on the generator's kernels; 0: Adam trains everything")
+    muon_lr: float = option(
+        0.0,
+        "Muon's learning rate for the generator's convolution weights, relative to their norm; 0: Adam trains all",
+        formerly="kernel_rate",
+    )
     schedule: Literal["constant", "cosine"] = option("constant", "pace of both rates over the run; cosine falls to 0")
     warmup_steps: int = option(0, "updates over which both rates rise from 0")
     clip: float = option(0.0, "largest norm of a network's gradient; 0: any")
@@ -93,14 +102,51 @@ class TrainConfig:
     log_every: int = option(10, "updates between rows of metrics.jsonl")
     sample_every: int = option(1000, "updates between sample pictures; 0: none")
     sample_count: int = option(4, "pictures on a sample sheet")
+    validation: str | None = option(
+        None, "pictures that are filled from time to time to judge the run, as for data; null: none"
+    )
+    validate_every: int = option(1000, "updates between validations; 0: only at the end")
+    validation_count: int = option(64, "pictures that are validated on, the first ones; 0: all")
+    tensorboard: bool = option(False, "write scalars and sample pictures for TensorBoard too")
     checkpoint_every: int = option(1000, "updates between checkpoints; 0: only at the end and when interrupted")
     checkpoint_minutes: float = option(10.0, "minutes after which a checkpoint is written in any case; 0: never")
     keep_checkpoints: int = option(2, "newest checkpoints that are kept")
+
+    @property
+    def networks(self) -> dict[str, object]:
+        """What shapes the saved state of a run, so that a resumed run must leave it as it is."""
+        shape = {name: getattr(self, name) for name in ("base_channels", "attention", "head_norm")}
+        if self.losses.adversarial:
+            shape["discriminator_channels"] = self.discriminator_channels
+        return shape | {
+            "losses.adversarial": bool(self.losses.adversarial), "ema": bool(self.ema), "muon_lr": bool(self.muon_lr)
+        }  # fmt: skip
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> TrainConfig:
         """Read a YAML file; raises FileNotFoundError, or ValueError naming the option."""
         return from_mapping(cls, read_yaml(path))
+
+    @classmethod
+    def of_run(cls, folder: str | Path) -> TrainConfig:
+        """Read the options that a run was last started with: ``config.yaml``, or its newest whole checkpoint.
+
+        Raises:
+            FileNotFoundError: There is neither.
+            ValueError: A damaged ``config.yaml``, and no checkpoint that holds options.
+        """
+        if not Path(folder).is_dir():
+            raise FileNotFoundError(f"nothing to resume: there is no run in {folder}")
+        try:
+            config = cls.from_yaml(Path(folder) / "config.yaml")
+        except (FileNotFoundError, ValueError) as error:
+            try:
+                saved = load_newest_training_state(Path(folder) / "checkpoints").state["config"]
+            except (FileNotFoundError, ValueError, KeyError):
+                raise error from None
+            logger.warning("%s; options are taken from the checkpoint", error)
+            config = from_mapping(cls, saved)
+        return replace(config, output=str(folder))
 
     def to_yaml(self) -> str:
         """Return the options as YAML, explained."""
@@ -116,9 +162,10 @@ class TrainConfig:
                     f"option {name} must be a multiple of 16, at least {lowest}, got {getattr(self, name)}"
                 )
         for name, low, high in _RANGES:
-            if not low <= getattr(self, name) <= high:
-                most = f" and at most {high}" if high < _LARGEST else ""
-                raise ValueError(f"option {name} must be at least {low}{most}, got {getattr(self, name)}")
+            value = getattr(self, name)
+            if not low <= value <= high:
+                most = f" and at most {high}" if high < _LARGEST or value > high else ""
+                raise ValueError(f"option {name} must be at least {low}{most}, got {shown(value)}")
         for name in ("muon_lr", "beta1", "beta2", "ema"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"option {name} must be in [0, 1), got {getattr(self, name)}")

@@ -117,6 +117,18 @@ class Ranks:
         dist.all_gather_object(values, value, group=self.control)
         return values
 
+    def on_main(self, call: Callable[[], None]) -> None:
+        """Let the main process alone call; what it raises is raised by all."""
+        error: Exception | None = None
+        if self.main:
+            try:
+                call()
+            except Exception as raised:  # whatever it is, the others must not wait for this process
+                error = raised
+        error = self.gather(error)[0]
+        if error is not None:
+            raise error
+
     @contextmanager
     def first_on_machine(self) -> Iterator[None]:
         """Let the first process of each machine run the block before the others, which find what it left in files."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from fastinpaint.checkpoint.training_state import load_training_state, training_states
+from fastinpaint.checkpoint.training_state import load_newest_training_state
 from fastinpaint.checkpoint.weights import save_safetensors
 from fastinpaint.models.generator import InpaintGenerator
 from fastinpaint.training.initial import COMPACT, NETWORKS
@@ -28,13 +28,11 @@ def export_run(run: Path, output: Path) -> list[Path]:
 
     Raises:
         FileNotFoundError: The run has left no model or no checkpoint.
+        ValueError: All its checkpoints are damaged.
     """
-    states = training_states(run / "checkpoints")
-    if not states:
-        raise FileNotFoundError(f"no checkpoint in {run / 'checkpoints'}")
+    state = load_newest_training_state(run / "checkpoints").state
     output.mkdir(parents=True, exist_ok=True)
     InpaintGenerator.from_pretrained(run / "model").save_pretrained(output, torch.float16)
-    state = load_training_state(states[-1])
     tensors = {
         f"{name}.{key}": tensor.half()
         for name in NETWORKS

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import logging
+import math
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -13,12 +15,18 @@ from typing import Any, Literal, TypeVar, Union
 
 import yaml
 
+logger = logging.getLogger(__name__)
+
 T = TypeVar("T")
 
+_LARGEST_FILE = 2**20  # bytes
+_DEEPEST = 16  # levels of nesting; options have two
+_LONGEST = 80  # characters of a wrong value in a message
 
-def option(default: Any, help: str) -> Any:
-    """Declare a dataclass field with a default and one line of explanation."""
-    return dataclasses.field(default=default, metadata={"help": help})
+
+def option(default: Any, help: str, *, formerly: str = "") -> Any:
+    """Declare a dataclass field with a default, one line of explanation, and its former name, which is still read."""
+    return dataclasses.field(default=default, metadata={"help": help, "formerly": formerly})
 
 
 def from_mapping(cls: type[T], values: Mapping[str, Any], prefix: str = "") -> T:
@@ -28,13 +36,16 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], prefix: str = "") -> T
         ValueError: An unknown option, a value of the wrong type, or whatever the dataclass itself refuses.
     """
     if not isinstance(values, Mapping):
-        raise ValueError(f"{prefix.rstrip('.') or 'the configuration'} must be a mapping of options, got {values!r}")
+        wanted = prefix.rstrip(".") or "the configuration"
+        raise ValueError(f"{wanted} must be a mapping of options, got {shown(values)}")
     hints = _hints(cls)
+    values = _renamed(cls, values, prefix)
     for key in values:
         if key not in hints:
-            close = difflib.get_close_matches(str(key), hints, n=1)
+            name = key if isinstance(key, str) and len(key) <= _LONGEST else shown(key)
+            close = difflib.get_close_matches(name, hints, n=1)
             hint = f"did you mean {prefix}{close[0]}?" if close else f"known: {', '.join(hints)}"
-            raise ValueError(f"unknown option {prefix}{key}; {hint}")
+            raise ValueError(f"unknown option {prefix}{name}; {hint}")
     return cls(**{key: _convert(value, hints[key], prefix + key) for key, value in values.items()})
 
 
@@ -47,14 +58,60 @@ def to_mapping(instance: Any) -> dict[str, Any]:
     }
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML without what options never need and what makes a small file large: aliases, deep nesting, repeated keys."""
+
+    depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """Build the node that begins at the next event."""
+        event = self.peek_event()
+        if isinstance(event, yaml.AliasEvent):
+            raise _Refused(event, f"alias *{event.anchor} is not taken")
+        if self.depth == _DEEPEST:
+            raise _Refused(event, f"nested deeper than {_DEEPEST} levels")
+        self.depth += 1
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        """Build a mapping whose keys are all different."""
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    raise _Refused(key, f"{shown(key.value)} is given twice")
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+class _Refused(yaml.MarkedYAMLError):
+    def __init__(self, at: Any, problem: str) -> None:
+        super().__init__(problem=problem, problem_mark=at.start_mark)
+
+
+def parse_yaml(text: str) -> Any:
+    """Read YAML without aliases. Raises ValueError in one line."""
+    try:
+        return yaml.load(text, _Loader)  # a SafeLoader
+    except yaml.MarkedYAMLError as error:
+        place = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
+        raise ValueError(f"{place}{error.problem or error.context}") from error
+    except (yaml.YAMLError, ValueError, OverflowError) as error:  # a number or a date that Python cannot hold
+        raise ValueError(" ".join(str(error).split())) from error
+
+
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """Read a YAML mapping. Raises FileNotFoundError, or ValueError naming the file."""
+    """Read a YAML mapping of at most 1 MiB. Raises FileNotFoundError, or ValueError naming the file."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no configuration file at {path}")
+    if path.stat().st_size > _LARGEST_FILE:
+        raise ValueError(f"{path} is no configuration: it has {path.stat().st_size} bytes, {_LARGEST_FILE} are taken")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        values = parse_yaml(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # UnicodeDecodeError is one
         raise ValueError(f"{path} is not valid YAML: {error}") from error
     if values is None:
         return {}
@@ -89,19 +146,42 @@ def add_flags(parser: argparse._ActionsContainer, cls: type) -> None:
             metavar=_describe(hint).replace(" ", "_"),
             help=text.replace("%", "%%"),
         )
+        if field.metadata.get("formerly"):
+            *groups, _ = name.split(".")
+            old = ".".join([*groups, field.metadata["formerly"]])
+            parser.add_argument(_flag(old), dest=old, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
 
 
 def flag_values(cls: type, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Collect the flags that were given into nested mappings, as ``from_mapping`` takes them."""
+    """Collect the flags that were given into nested mappings, as ``from_mapping`` takes them, under present names."""
     given: dict[str, Any] = {}
-    for name, hint, _ in _leaves(cls, ""):
-        if name in vars(arguments):
-            *groups, key = name.split(".")
-            target = given
-            for part in groups:
-                target = target.setdefault(part, {})
-            target[key] = _parse(getattr(arguments, name), hint)
-    return given
+    for name, hint, field in _leaves(cls, ""):
+        *groups, key = name.split(".")
+        for spelled in filter(None, (key, field.metadata.get("formerly", ""))):
+            dest = ".".join([*groups, spelled])
+            if dest in vars(arguments):
+                target = given
+                for part in groups:
+                    target = target.setdefault(part, {})
+                target[spelled] = _parse(getattr(arguments, dest), hint)
+    return _renamed(cls, given, "")
+
+
+def modernise(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the same options under their present names; each former name is logged."""
+    return _renamed(cls, values, "")
+
+
+def differences(old: Any, new: Any) -> dict[str, tuple[Any, Any]]:
+    """Return the options in which two instances of a dataclass differ, by full name, with both values."""
+    found = {}
+    for name, _, _ in _leaves(type(old), ""):
+        before, after = old, new
+        for part in name.split("."):
+            before, after = getattr(before, part), getattr(after, part)
+        if before != after:
+            found[name] = (before, after)
+    return found
 
 
 def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -111,6 +191,29 @@ def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]
         below = merged.get(key)
         merged[key] = merge(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
     return merged
+
+
+def _renamed(cls: type, values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    former = {
+        field.metadata["formerly"]: field.name for field in dataclasses.fields(cls) if field.metadata.get("formerly")
+    }
+    renamed = dict(values)
+    for old in [key for key in renamed if key in former]:
+        new = former[old]
+        if new in renamed:
+            raise ValueError(f"option {prefix}{new} is given twice, also by its former name {prefix}{old}")
+        logger.info("option %s%s is now called %s%s", prefix, old, prefix, new)
+        renamed[new] = renamed.pop(old)
+    return renamed
+
+
+def shown(value: Any) -> str:
+    """Return what a message says of a value, cut to a line."""
+    try:
+        text = repr(value)
+    except ValueError:  # an int of more digits than Python prints
+        text = f"{type(value).__name__} of more than 4,000 digits"
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
 def _hints(cls: type) -> dict[str, Any]:
@@ -153,8 +256,8 @@ def _parse(text: str, hint: Any) -> Any:
     if set(_choices(hint)) <= {str, Path, type(None)}:
         return None if text == "null" and type(None) in _choices(hint) else text
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
+        return parse_yaml(text)
+    except ValueError:
         return text
 
 
@@ -165,7 +268,7 @@ def _convert(value: Any, hint: Any, name: str) -> Any:
         converted = _fit(value, choice, name)
         if converted is not _MISFIT:
             return converted
-    raise ValueError(f"option {name} must be {_describe(hint)}, got {value!r}")
+    raise ValueError(f"option {name} must be {_describe(hint)}, got {shown(value)}")
 
 
 _MISFIT = object()
@@ -200,9 +303,10 @@ def _fit_float(value: Any) -> Any:
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         return _MISFIT
     try:
-        return float(value)
-    except ValueError:
+        number = float(value)
+    except (ValueError, OverflowError):
         return _MISFIT
+    return number if math.isfinite(number) else _MISFIT
 
 
 def _plain(value: Any) -> Any:

@@ -2,12 +2,14 @@
 
 import numpy as np
 
-from fastinpaint.demo.photographs import SEEN, UNSEEN, load_photographs
+from fastinpaint.demo.photographs import load_photographs
+
+NAMES = ("astronaut", "coffee", "chelsea", "rocket", "stereo_motorcycle", "camera", "coins", "retina")
 
 
 def crops(count: int, size: int) -> list[np.ndarray]:
     """``count`` different (size, size, 3) uint8 crops."""
-    pictures = list(load_photographs((*SEEN, *UNSEEN), 256).values())
+    pictures = list(load_photographs(NAMES, 256).values())
     rng = np.random.default_rng(0)
     chosen = []
     for index in range(count):

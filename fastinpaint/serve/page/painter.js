@@ -23,7 +23,7 @@ function refresh(box) {
   enable("redo", some && photo.history.undone.length && !app.busy);
   enable("compare", some && photo.now !== photo.first);
   enable("show", some && photo.canShowStructure && !app.busy);
-  if (!overlay) byId("show").value = "picture";
+  byId("show").value = overlay?.kind ?? "picture";
   byId("empty").hidden = some;
   compare();
 }

@@ -97,10 +97,13 @@ export class View {
     context.setTransform(ratio * this.scale, 0, 0, ratio * this.scale, ratio * this.x, ratio * this.y);
     context.imageSmoothingEnabled = this.scale < 3;
     context.imageSmoothingQuality = "high";
-    context.drawImage(scene.picture, 0, 0, width, height);
-    if (scene.overlay) context.drawImage(scene.overlay, 0, 0, width, height);
-    if (this.split === null) context.drawImage(this.hole, 0, 0);
-    else this.paintBefore(width, height);
+    if (this.split === null) this.paintPart([scene.picture, scene.overlay, this.hole], 0, 1);
+    else {
+      this.paintPart([scene.before], 0, this.split);
+      this.paintPart([scene.picture, scene.overlay], this.split, 1);
+      context.fillStyle = "#fff";
+      if (this.split < 1) context.fillRect(this.split * width - 1 / this.scale, 0, 2 / this.scale, height);
+    }
     context.lineWidth = 1.5 / this.scale;
     for (const colour of ["#000", "#fff"]) {
       context.strokeStyle = colour;
@@ -109,19 +112,17 @@ export class View {
     }
   }
 
-  paintBefore(width, height) {
-    const { context, scene } = this, at = this.split * width;
+  // Draw layers between two shares of the width; the outer edges are not clipped.
+  paintPart(layers, from, to) {
+    const { context } = this, { width, height } = this.scene.mask;
+    const left = from > 0 ? from * width : -1, right = to < 1 ? to * width : width + 1;
+    if (left >= right) return;
     context.save();
     context.beginPath();
-    context.rect(0, 0, at, height);
+    context.rect(left, -1, right - left, height + 2);
     context.clip();
-    context.clearRect(0, 0, at, height);
-    context.drawImage(scene.before, 0, 0, width, height);
+    for (const layer of layers) if (layer) context.drawImage(layer, 0, 0, width, height);
     context.restore();
-    if (this.split < 1) {
-      context.fillStyle = "#fff";
-      context.fillRect(at - 1 / this.scale, 0, 2 / this.scale, height);
-    }
   }
 
   paintLines(context) {

@@ -1,0 +1,156 @@
+"""What a picture file holds beside its pixels: which of it a filled picture keeps, and how."""
+
+from __future__ import annotations
+
+import math
+import re
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from os import PathLike
+from typing import Any, TypeVar
+
+from PIL import Image
+from PIL.ExifTags import IFD, Base
+from PIL.PngImagePlugin import PngInfo
+
+T = TypeVar("T")
+
+# Tags of TIFF files that describe how their pixels are stored, or hold or point at other pictures.
+_STRUCTURE = {
+    *range(254, 270), *range(273, 282), 284, 288, 289, 290, 291, 292, 293, 297, 301, 317, *range(320, 348),
+    *range(512, 522), *range(529, 533), 700, 34377, 34675, 37724, 50706, 50740,
+    IFD.Exif, IFD.GPSInfo, IFD.Interop,
+}  # fmt: skip
+_JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n"
+_THUMBNAILS = re.compile(rb"<(\w+:Thumbnails)\b.*?</\1>", re.DOTALL)
+_SPACES = {"L": b"GRAY", "LA": b"GRAY", "I;16": b"GRAY", "I": b"GRAY", "F": b"GRAY", "CMYK": b"CMYK"}
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """What is kept; empty where there is nothing.
+
+    Attributes:
+        exif: EXIF data without orientation, thumbnail and previews.
+        icc: Colour profile.
+        xmp: XMP packet without previews.
+        dpi: Horizontal and vertical resolution.
+        text: Keywords and texts of a PNG file.
+        chunks: Chunks of a PNG file that say what its colours mean.
+    """
+
+    exif: bytes = b""
+    icc: bytes = b""
+    xmp: bytes = b""
+    dpi: tuple[float, float] | None = None
+    text: dict[str, str] = field(default_factory=dict)
+    chunks: tuple[tuple[bytes, bytes], ...] = ()
+
+    @property
+    def names(self) -> list[str]:
+        """What there is, in words."""
+        parts = {"EXIF": self.exif, "ICC profile": self.icc, "XMP": self.xmp, "resolution": self.dpi, "text": self.text}
+        return [name for name, part in parts.items() if part]
+
+
+def read_metadata(image: Image.Image, path: str | PathLike[str]) -> Metadata:
+    """Collect the metadata of an opened, upright picture. A part that cannot be read is left out with a warning."""
+
+    def part(name: str, read: Callable[[Image.Image], T], none: T) -> T:
+        try:
+            return read(image)
+        except Exception as error:  # Pillow raises many types for damaged data
+            warnings.warn(f"{path}: its {name} is left out, it cannot be read: {error}", RuntimeWarning, stacklevel=3)
+            return none
+
+    return Metadata(
+        exif=part("EXIF data", _exif, b""),
+        icc=part("ICC profile", lambda image: bytes(image.info.get("icc_profile") or b""), b""),
+        xmp=part("XMP", _xmp, b""),
+        dpi=part("resolution", _dpi, None),
+        text=part("text", _text, {}),
+        chunks=part("colour data", _color_chunks, ()),
+    )
+
+
+def fitting_icc(icc: bytes, mode: str) -> bytes:
+    """Return the profile if it is one for pictures of this mode, else nothing."""
+    space = _SPACES.get(mode, b"RGB ")
+    return icc if icc[36:40] == b"acsp" and icc[16:20] == space else b""
+
+
+def png_info(metadata: Metadata) -> PngInfo:
+    """Return what Pillow writes into PNG files beside EXIF, profile and resolution."""
+    info = PngInfo()
+    for kind, content in metadata.chunks:
+        info.add(kind, content)
+    if metadata.xmp:
+        info.add_itxt("XML:com.adobe.xmp", metadata.xmp.decode("utf-8", "replace"))
+    for keyword, text in metadata.text.items():
+        info.add_text(keyword, text)
+    return info
+
+
+def _exif(image: Image.Image) -> bytes:
+    stored = bytes(image.info.get("exif") or b"").removeprefix(b"Exif\0\0")
+    if stored and stored[:2] not in (b"II", b"MM"):
+        raise ValueError("it has no header")
+    found = image.getexif()
+    kept = Image.Exif()
+    kept.update({tag: value for tag, value in found.items() if tag not in _STRUCTURE and not _is_picture(value)})
+    kept.pop(Base.Orientation, None)
+    for ifd in (IFD.Exif, IFD.GPSInfo):
+        inner = {tag: value for tag, value in found.get_ifd(ifd).items() if not _is_picture(value)}
+        inner.pop(IFD.Interop, None)
+        for tag, size in ((Base.ExifImageWidth, image.width), (Base.ExifImageHeight, image.height)):
+            if ifd == IFD.Exif and tag in inner:
+                inner[tag] = size
+        if inner:
+            kept.get_ifd(ifd).update(inner)
+    described = any(tag not in (Base.XResolution, Base.YResolution, Base.ResolutionUnit) for tag in kept)
+    return kept.tobytes() if described or any(kept.get_ifd(ifd) for ifd in (IFD.Exif, IFD.GPSInfo)) else b""
+
+
+def _is_picture(value: Any) -> bool:
+    """Tell whether a value holds a picture, as previews in makers' notes do."""
+    return isinstance(value, bytes) and (_JPEG in value or _PNG in value)
+
+
+def _xmp(image: Image.Image) -> bytes:
+    found = image.info.get("xmp") or image.info.get("XML:com.adobe.xmp") or b""
+    packet = found.encode("utf-8") if isinstance(found, str) else bytes(found)
+    packet = _THUMBNAILS.sub(b"", packet)
+    if b"/9j/" in packet or b"iVBORw0KGgo" in packet:  # a JPEG or PNG file in base 64
+        raise ValueError("it holds a preview")
+    return packet
+
+
+def _dpi(image: Image.Image) -> tuple[float, float] | None:
+    found = image.info.get("dpi")
+    if found is None:
+        return None
+    across, down = (float(value) for value in found)
+    return (across, down) if all(math.isfinite(value) and 0 < value < 1e6 for value in (across, down)) else None
+
+
+def _text(image: Image.Image) -> dict[str, str]:
+    found = getattr(image, "text", {}) or {}
+    return {
+        str(key): str(value)
+        for key, value in found.items()
+        if key != "XML:com.adobe.xmp" and not key.startswith("Raw profile type")
+    }
+
+
+def _color_chunks(image: Image.Image) -> tuple[tuple[bytes, bytes], ...]:
+    chunks = []
+    if image.format == "PNG":
+        if "chromaticity" in image.info:
+            points = b"".join(round(value * 1e5).to_bytes(4, "big") for value in image.info["chromaticity"])
+            chunks.append((b"cHRM", points))
+        if "gamma" in image.info:
+            chunks.append((b"gAMA", round(image.info["gamma"] * 1e5).to_bytes(4, "big")))
+        if "srgb" in image.info:
+            chunks.append((b"sRGB", bytes([image.info["srgb"]])))
+    return tuple(chunks)
