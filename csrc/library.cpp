@@ -12,7 +12,8 @@ STABLE_TORCH_LIBRARY(fastinpaint, m) {
       "canny(Tensor image, float[] weights, float low_threshold, float high_threshold, Tensor? mask) -> "
       "Tensor");
   m.def(
-      "canny_pyramid(Tensor image, SymInt[] sizes, float[] weights, float low_threshold, float high_threshold)"
+      "canny_pyramid(Tensor image, SymInt[] sizes, float[] weights, float low_threshold, float "
+      "high_threshold)"
       " -> Tensor[]");
   m.def(
       "patch_attention(Tensor features, int kernel_size, int stride, float softmax_scale, bool overlap_add) "

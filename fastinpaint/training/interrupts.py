@@ -12,7 +12,11 @@ from contextlib import contextmanager
 from multiprocessing.context import BaseContext
 from types import FrameType, TracebackType
 
-import cv2
+from fastinpaint.extras import extra
+
+with extra("opencv"):
+    import cv2
+
 
 STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 _REPEAT = 1.0  # seconds
