@@ -38,7 +38,9 @@ def photo(numbers, side):
 class Soak:
     """Clients that send pictures, broken pictures, and sometimes leave before the answer."""
 
-    def __init__(self, address):
+    def __init__(self, address, pause=0.2):
+        self.pause = pause  # seconds, at most, after an answer of 429
+        self.photos = [photo(random.Random(side), side) for side in SIDES]
         self.address, self.answers, self.stop = address, Counter(), threading.Event()
         self._lock = threading.Lock()
 
@@ -54,7 +56,7 @@ class Soak:
                 count += 1
 
     def send(self, session, numbers):
-        files = photo(numbers, numbers.choice(SIDES))
+        files = dict(numbers.choice(self.photos))
         kind = numbers.random()
         if kind < 0.05:
             files["image"] = ("image", files["image"][1][:-40])
@@ -65,7 +67,7 @@ class Soak:
         except httpx.TimeoutException:
             return "left"
         if status == 429:
-            self.stop.wait(0.2 * numbers.random())
+            self.stop.wait(self.pause * numbers.random())
         return status
 
     def run(self, clients, requests=None, watch=None):
@@ -91,7 +93,7 @@ def main():
         InpaintGenerator(4, head_norm=False).save_pretrained(folder)
         command = [sys.executable, "-m", "fastinpaint", "serve", "--no-browser", "--port", "0", "--model", folder]
         process = subprocess.Popen([*command, "--device", "cpu"], stderr=subprocess.PIPE, text=True)
-        soak = Soak(process.stderr.readline().split()[-1].rstrip("/"))
+        soak = Soak(process.stderr.readline().split()[-1].rstrip("/"), pause=5)
         early = []
 
         def watch():
@@ -106,6 +108,8 @@ def main():
         late = resident_memory(process.pid)
         process.terminate()
         process.wait(60)
+    if not early:
+        sys.exit("fewer than 50 fills: too little time")
     failed = sum(count for status, count in soak.answers.items() if isinstance(status, int) and status >= 500)
     print(
         f"server errors: {failed}; memory after 50 fills {early[0] / 2**20:.0f} MiB, at the end {late / 2**20:.0f} MiB"
