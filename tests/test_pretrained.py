@@ -136,7 +136,7 @@ class TestSmall:
     def test_size_and_config(self):
         assert (CARD / "model.safetensors").stat().st_size < 8 * 2**20
         generator = InpaintGenerator.from_pretrained("small")
-        assert generator.config == {"base_channels": 32, "attention": "pooled", "head_norm": False}
+        assert generator.config == {"base_channels": 16, "attention": "pooled", "head_norm": False}
 
     def test_fills_a_photograph(self):
         """The hole of a smooth picture comes out nearer to it than the mean of what is known."""

@@ -184,7 +184,8 @@ class TestRefusals:
             (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", None, 400, "the image is no picture"),
             (None, b"GIF89a", 400, "the mask is no picture"),
             (png(np.zeros((64, 64, 3), np.uint8))[:70], None, 400, "the image cannot be read"),
-            (None, png(np.zeros((16, 16), np.uint8)), 422, "height and width 32x48, got 16x16"),
+            (None, png(np.eye(16, dtype=np.uint8) * 255), 422, "height and width 32x48, got 16x16"),
+            (None, png(np.zeros((32, 48), np.uint8)), 422, "marks no hole"),
             (None, png(np.full((32, 48), 255, np.uint8)), 422, "covers the whole picture"),
         ],
     )  # fmt: skip

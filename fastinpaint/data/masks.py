@@ -243,12 +243,13 @@ def read_mask(path: PathLike | bytes, invert: bool = False) -> Mask:
     """
     with open_upright(path) as image:
         grey = grey_of(image)
+    return mask_of_grey(grey, invert, "that was sent" if isinstance(path, bytes) else path)
+
+
+def mask_of_grey(grey: Mask, invert: bool, name: PathLike) -> Mask:
+    """Return what `read_mask` makes of grey values, (H, W) uint8; messages call the mask ``name``."""
     mask = ((grey > THRESHOLD) != invert).view(np.uint8)
-    check_mask(
-        mask,
-        "that was sent" if isinstance(path, bytes) else path,
-        f"its values are {int(grey.min())} to {int(grey.max())}, white is above {THRESHOLD}",
-    )
+    check_mask(mask, name, f"its values are {int(grey.min())} to {int(grey.max())}, white is above {THRESHOLD}")
     return mask
 
 

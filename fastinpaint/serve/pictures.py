@@ -13,7 +13,8 @@ from typing import Literal, TypeVar, cast
 import numpy as np
 from PIL import Image
 
-from fastinpaint.data.masks import read_mask
+from fastinpaint.data.images import open_upright
+from fastinpaint.data.masks import grey_of, mask_of_grey
 from fastinpaint.inference.formats import encode
 from fastinpaint.inference.inpainter import Inpainter, Strategy
 from fastinpaint.inference.photo import Photo, read_photo
@@ -99,9 +100,9 @@ class Painter:
         photo = self._read(image)
         file_format = file_format or kept
         if mask is not None:
-            hole = self._hole(mask, invert_mask)
             inpainter = self._inpainter(strategy, max_side)
             self._check_whole(inpainter, photo)
+            hole = self._hole(mask, invert_mask)
             job.expected = expected_passes(inpainter, hole)
             photo.pixels = _refusing(lambda: inpainter.fill_many([photo.pixels], [hole])[0])
         job.check()
@@ -155,9 +156,11 @@ class Painter:
     def _hole(self, data: bytes, invert_mask: bool) -> Hole:
         self._check(data, "mask")
         try:
-            return read_mask(data, invert_mask).view(bool)
+            with open_upright(data) as picture:
+                grey = grey_of(picture)
         except Exception as error:
             raise RequestError(400, f"the mask cannot be read: {_reason(error)}") from None
+        return _refusing(lambda: mask_of_grey(grey, invert_mask, "that was sent").view(bool))
 
     @staticmethod
     def _check_whole(inpainter: Inpainter, photo: Photo) -> None:
