@@ -11,6 +11,7 @@ from PIL import Image
 
 from fastinpaint.cli import main
 from fastinpaint.training.config import TrainConfig
+from fastinpaint.training.interrupts import STOPPING
 
 _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(["tests.helpers.runs", "fastinpaint.training.trainer"])
@@ -58,6 +59,7 @@ def _run(arguments, log, prepare, values):
     for number in (signal.SIGTERM, signal.SIGHUP):  # may be ignored where the tests are started
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)  # the server may have been started where they were held back
     handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     os.dup2(handle, 1)
     os.dup2(handle, 2)
