@@ -76,7 +76,7 @@ def run_demo(
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     seconds = seconds or (GPU_SECONDS if place.type == "cuda" else CPU_SECONDS)
     torch.manual_seed(seed)
-    before = InpaintGenerator.from_pretrained(model, device=place)
+    before = InpaintGenerator.from_pretrained(model, device=place, dtype=torch.float32)
     own = _own_pictures(data, settings)
     unseen = load_photographs(UNSEEN, settings.size)
 
