@@ -1,4 +1,5 @@
 import os
+import signal
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 
@@ -24,6 +25,15 @@ def pytest_configure(config):
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _default_signals():
+    """Undo what background jobs inherit: in them SIGINT, and under nohup SIGHUP, is ignored."""
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler if name == "SIGINT" else signal.SIG_DFL)
 
 
 @pytest.fixture
