@@ -3,6 +3,7 @@
 #include "checks.h"
 #include "cpu/blur_taps.h"
 #include "cpu/parallel.h"
+#include "cpu/scratch.h"
 #include "cpu/simd/isa.h"
 #include "cpu/tensor_view.h"
 

@@ -9,7 +9,6 @@
 #include <type_traits>
 
 #include "checks.h"
-#include "cpu/scratch.h"
 
 namespace fastinpaint {
 

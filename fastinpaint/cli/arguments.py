@@ -1,11 +1,23 @@
-"""Kinds of arguments that several commands take."""
+"""Arguments, and kinds of arguments, that several commands take."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
 
-DEVICE_HELP = "cpu, cuda, ... (default: cuda if there is one)"
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Declare ``--model``, for ``InpaintGenerator.from_pretrained``."""
+    parser.add_argument(
+        "--model", default="small",
+        help="folder with model.safetensors and config.json, or the name of a model that ships with the package "
+        "(default: small)",
+    )  # fmt: skip
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """Declare ``--device``."""
+    parser.add_argument("--device", default=None, help="cpu, cuda, ... (default: cuda if there is one)")
 
 
 def positive(kind: type[int] | type[float]) -> Callable[[str], float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from fastinpaint.cli.arguments import DEVICE_HELP, positive, whole
+from fastinpaint.cli.arguments import add_device, positive, whole
 
 SUMMARY = "fill holes in photographs with the model that ships, then fine-tune it on a few pictures"
 
@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder of pictures to fine-tune on, the first 8 (default: scikit-image's)",
     )
     parser.add_argument("--seed", type=whole, default=0, help="seed of weights, crops and holes (default: 0)")
-    parser.add_argument("--device", default=None, help=DEVICE_HELP)
+    add_device(parser)
 
 
 def run(options: argparse.Namespace) -> int:

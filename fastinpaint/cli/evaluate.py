@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from fastinpaint.cli.arguments import add_device
+
 SUMMARY = "judge a model, or a folder of results, beside the truth and beside other methods"
 
 
@@ -62,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--sheet-rows", type=int, default=3, help="best, median and worst cases drawn (default: 3 each)"
     )
     parser.add_argument("--batch-size", type=int, default=8, help="cases filled at once (default: 8)")
-    parser.add_argument("--device", default=None, help="cpu, cuda, ... (default: cuda if there is one)")
+    add_device(parser)
 
 
 def run(options: argparse.Namespace) -> int:

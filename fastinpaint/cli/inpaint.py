@@ -7,7 +7,7 @@ import sys
 import warnings
 from pathlib import Path
 
-from fastinpaint.cli.arguments import DEVICE_HELP, positive, whole
+from fastinpaint.cli.arguments import add_device, add_model, positive, whole
 from fastinpaint.errors import print_traceback
 
 SUMMARY = "fill the holes of an image or of a folder of images"
@@ -15,11 +15,7 @@ SUMMARY = "fill the holes of an image or of a folder of images"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument(
-        "--model", default="small",
-        help="folder with model.safetensors and config.json, or the name of a model that ships with the package "
-        "(default: small)",
-    )  # fmt: skip
+    add_model(parser)
     parser.add_argument("--image", type=Path, required=True, help="an image, or a folder of them")
     parser.add_argument(
         "--mask", type=Path, required=True,
@@ -39,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--batch-size", type=positive(int), default=8, help="regions that are filled in one pass (default: 8)"
     )
-    parser.add_argument("--device", default=None, help=DEVICE_HELP)
+    add_device(parser)
     parser.add_argument(
         "--strategy", choices=("crop", "resize", "original"), default="crop",
         help="large images: crop fills around each hole at full size, resize fills the whole image at --max-side and "

@@ -7,6 +7,8 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
+from fastinpaint.cli.arguments import add_device, add_model
+
 if TYPE_CHECKING:
     from fastinpaint.serve.server import Server
 
@@ -15,12 +17,8 @@ SUMMARY = "remove things from photographs in a browser, or over HTTP"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument(
-        "--model", default="small",
-        help="folder with model.safetensors and config.json, or the name of a model that ships with the package "
-        "(default: small)",
-    )  # fmt: skip
-    parser.add_argument("--device", default=None, help="cpu, cuda, ... (default: cuda if there is one)")
+    add_model(parser)
+    add_device(parser)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine)")
     parser.add_argument("--port", type=int, default=7860, help="0: any that is free (default: 7860)")
     parser.add_argument(

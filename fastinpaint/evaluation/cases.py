@@ -13,11 +13,7 @@ from PIL import Image
 from fastinpaint.data.images import find_images, read_image, square_crop_resize
 from fastinpaint.data.masks import read_mask, resize_mask
 from fastinpaint.evaluation.holes import Hole, HoleOptions, draw_hole
-from fastinpaint.extras import extra
 from fastinpaint.files import atomic_write, read_json, write_json
-
-with extra("opencv"):
-    pass
 
 Picture = npt.NDArray[np.uint8]
 HOLE_LIST = "holes.json"

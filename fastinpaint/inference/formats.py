@@ -9,12 +9,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from PIL import Image
 
+from fastinpaint.extras import extra
 from fastinpaint.inference.metadata import Metadata, fitting_icc, png_info
 from fastinpaint.inference.photo import Pixels
+
+with extra("opencv"):
+    import cv2
 
 _LARGE = 2**24  # pixels; PNG files of more are compressed less, or writing takes longer than filling
 

@@ -130,14 +130,14 @@ class Inpainter:
             result, canvases = _canvases(image, hole_of(mask), in_place)
             results.append(result)
             jobs += [_Job(canvas, box, hole[box.area]) for canvas, hole in canvases for box in self._regions(hole)]
-        whole = [job for job in jobs if not self._is_tiled(job.hole)]
+        whole = [job for job in jobs if not self._crops(*job.hole.shape)]
         whole.sort(key=lambda job: job.hole.shape)
         for _, group in groupby(whole, lambda job: job.hole.shape):
             same = list(group)
             for start in range(0, len(same), batch_size):
                 self._fill(same[start : start + batch_size])
         for job in jobs:
-            if self._is_tiled(job.hole):
+            if self._crops(*job.hole.shape):
                 self._fill([job])
         return results
 
@@ -150,15 +150,12 @@ class Inpainter:
         """Tell whether pictures of this size are filled region by region."""
         return self.strategy == "crop" and self.max_side > 0 and max(height, width) > max(self.max_side, SIZE)
 
-    def _is_tiled(self, hole: Hole) -> bool:
-        return self._crops(*hole.shape)
-
     @torch.no_grad()
     def _fill(self, jobs: list[_Job]) -> None:
         """Fill regions of one size."""
         image = torch.stack([job.canvas.read(job.box).to(self.device) for job in jobs]) * 2 - 1
         mask = torch.from_numpy(np.stack([job.hole for job in jobs]))[:, None].to(self.device)
-        if self._is_tiled(jobs[0].hole):
+        if self._crops(*jobs[0].hole.shape):
             filled = fill_region(image, jobs[0].hole, self._predict, max(self.max_side, SIZE))
         elif self.strategy == "resize" and 0 < self.max_side < max(image.shape[-2:]):
             filled = self._predict_small(image, mask)

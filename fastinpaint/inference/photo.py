@@ -8,14 +8,17 @@ import warnings
 from dataclasses import dataclass
 from typing import Any
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 from PIL.ExifTags import Base
 
 from fastinpaint.data.images import PathLike, name_of, open_binary, open_upright
+from fastinpaint.extras import extra
 from fastinpaint.inference.metadata import Metadata, read_metadata
+
+with extra("opencv"):
+    import cv2
 
 Pixels = Image.Image | npt.NDArray[np.uint16]  # an array, (H, W, 3) or (H, W, 4), where Pillow has no mode of its depth
 

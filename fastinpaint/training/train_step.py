@@ -33,8 +33,8 @@ class TrainStep:
         learning_rate: Adam's step size, for both networks.
         discriminator_rate: Adam's step size for the discriminator; 0: ``learning_rate``.
         betas: Adam's decay rates.
-        muon_lr: Above 0, ``Muon`` trains the generator's convolution kernels but those of the heads, with steps of
-            this length relative to the kernel's norm; 0 leaves everything to Adam.
+        muon_lr: Above 0, ``Muon`` trains the weights of the generator's convolutions that a norm follows, with steps
+            of this length relative to the weight's norm; 0 leaves everything to Adam.
         clip: Largest norm of each network's gradient; 0: any.
         ema: Decay of ``average``, the moving average of the generator's weights, in [0, 1); 0: there is none. In the
             first updates the decay is (1 + n) / (10 + n) after n of them, where that is less.
@@ -97,17 +97,17 @@ class TrainStep:
         self._recorder = recorder
         self._graph: GraphedStep | None = None
 
-        kernels = set(_kernels(generator)) if muon_lr else set()
+        before_norms = set(_weights_before_norms(generator)) if muon_lr else set()
         self._rates = {"generator": learning_rate, "discriminator": discriminator_rate or learning_rate}
         self._rates["muon"] = muon_lr
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
         for name, network in self.networks.items():
-            others = [parameter for parameter in network.parameters() if parameter not in kernels]
+            others = [parameter for parameter in network.parameters() if parameter not in before_norms]
             self.optimizers[name] = torch.optim.Adam(
                 others, lr=self._own_rate(name), betas=betas, fused=True, capturable=self.device.type == "cuda"
             )
-        if kernels:
-            ordered = [parameter for parameter in generator.parameters() if parameter in kernels]
+        if before_norms:
+            ordered = [parameter for parameter in generator.parameters() if parameter in before_norms]
             self.optimizers["muon"] = Muon(ordered, lr=self._own_rate("muon"))
 
     def _own_rate(self, name: str) -> float | Tensor:
@@ -131,14 +131,14 @@ class TrainStep:
         """The step that is being recorded or replayed, if there is one by now."""
         return self._graph
 
-    def scale_learning_rates(self, pace: float) -> None:
-        """Set each optimizer's step size to ``pace`` times the one it began with."""
+    def scale_learning_rates(self, factor: float) -> None:
+        """Set each optimizer's step size to ``factor`` times the one it began with."""
         for name, optimizer in self.optimizers.items():
             for settings in optimizer.param_groups:
                 if isinstance(settings["lr"], Tensor):
-                    settings["lr"].fill_(pace * self._rates[name])
+                    settings["lr"].fill_(factor * self._rates[name])
                 else:
-                    settings["lr"] = pace * self._rates[name]
+                    settings["lr"] = factor * self._rates[name]
 
     def set_adversary(self, active: bool) -> None:
         """Train with or without the discriminator from now on; without one there is nothing to set."""
@@ -346,7 +346,7 @@ def _signed(image: Tensor) -> Tensor:
     return image.to(torch.float32).div_(127.5).sub_(1.0) if image.dtype == torch.uint8 else image
 
 
-def _kernels(generator: InpaintGenerator) -> Iterator[nn.Parameter]:
+def _weights_before_norms(generator: InpaintGenerator) -> Iterator[nn.Parameter]:
     """The weights of convolutions that a norm follows; those of the others keep their scale and are left to Adam."""
     for name, parameter in generator.named_parameters():
         if parameter.dim() == 4 and not any(part in name for part in ("_head.", ".query.", ".key.", ".out.")):
