@@ -7,11 +7,12 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def extra(name: str) -> Iterator[None]:
+def extra(name: str, purpose: str = "") -> Iterator[None]:
     """Import optional packages inside the block.
 
     Args:
         name: The extra of ``fastinpaint`` in pyproject.toml that installs them.
+        purpose: What needs them, where a message can say more than that they are missing.
 
     Raises:
         ImportError: One is not installed; the message names the package and the extra.
@@ -19,7 +20,8 @@ def extra(name: str) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        message = f"{error.name} is not installed: pip install 'fastinpaint[{name}]'"
+        missing = f"{purpose} needs {error.name}" if purpose else f"{error.name} is not installed"
+        message = f"{missing}: pip install 'fastinpaint[{name}]'"
         if name == "opencv":
             message += "; opencv-python and opencv-contrib-python serve as well"
         raise ModuleNotFoundError(message, name=error.name) from error

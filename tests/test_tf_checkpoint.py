@@ -42,7 +42,7 @@ def test_checksum_is_the_published_one() -> None:  # RFC 3720, appendix B.4, mas
 
 def test_without_google_crc32c(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "google_crc32c", None)
-    with pytest.raises(ImportError, match=r"needs google-crc32c: pip install 'fastinpaint\[convert\]'"):
+    with pytest.raises(ImportError, match=r"needs google_crc32c: pip install 'fastinpaint\[convert\]'"):
         read_tf_checkpoint(REAL)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
+from fastinpaint.extras import extra
 from fastinpaint.files import PathLike
 
 _PART = r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?"
@@ -94,10 +95,8 @@ def upload(
 
 
 def _huggingface_hub() -> ModuleType:
-    try:
+    with extra("hub", "the Hugging Face Hub"):
         import huggingface_hub
-    except ImportError as error:
-        raise ImportError("the Hugging Face Hub needs huggingface_hub: pip install 'fastinpaint[hub]'") from error
     return huggingface_hub
 
 

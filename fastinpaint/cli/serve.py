@@ -8,6 +8,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from fastinpaint.cli.arguments import add_device, add_model
+from fastinpaint.extras import extra
 
 if TYPE_CHECKING:
     from fastinpaint.serve.server import Server
@@ -39,10 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Serve until interrupted."""
-    try:
+    with extra("serve", "serve"):
         from fastinpaint.serve.server import Server
-    except ModuleNotFoundError as error:
-        raise ImportError(f"serve needs {error.name}: pip install 'fastinpaint[serve]'") from error
     from fastinpaint.inference.inpainter import Inpainter
     from fastinpaint.serve.settings import Settings
 

@@ -17,6 +17,7 @@ from PIL import Image
 
 from fastinpaint.data.images import IMAGE_SUFFIXES, read_image
 from fastinpaint.data.index import cached_index, write_index
+from fastinpaint.extras import extra
 from fastinpaint.files import PathLike
 
 SHARD_SUFFIX = ".tar"
@@ -40,10 +41,8 @@ def find_shards(source: PathLike) -> list[Path]:
         return []
     shards = [source]
     if "{" in str(source) and not source.exists():
-        try:
+        with extra("webdataset", "a data option with braces"):
             from webdataset.shardlists import expand_urls
-        except ImportError as error:
-            raise ImportError("braces in data need webdataset: pip install 'fastinpaint[webdataset]'") from error
         shards = [Path(name) for name in expand_urls(os.fspath(source))]
     missing = [shard for shard in shards if not shard.is_file()]
     if missing:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fastinpaint.data.images import find_images, read_image, square_crop_resize
 from fastinpaint.data.masks import MaskConfig, MaskSampler
+from fastinpaint.extras import extra
 
 HOLES = MaskConfig(  # half boxes, half strokes; lengths are for 256 pixels and scale with the square
     dilate_probability=0.0,
@@ -44,12 +45,8 @@ def load_photographs(names: tuple[str, ...], size: int) -> dict[str, Picture]:
     Raises:
         ImportError: scikit-image is not installed.
     """
-    try:
+    with extra("demo", "the demo's choice of photographs"):
         import skimage.data
-    except ImportError as error:
-        raise ImportError(
-            "the demo takes its photographs from scikit-image: pip install 'fastinpaint[demo]'"
-        ) from error
     return {name: _square(getattr(skimage.data, name)(), size) for name in names}
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fastinpaint.extras import extra
 from fastinpaint.ops.canny import rgb_to_gray
 
 PSNR_LIMIT = 100.0  # dB, of pictures that are equal
@@ -155,12 +156,8 @@ def _similarity(moments: Sequence[Tensor], sample: float, radius: int, hole: Ten
 
 def multiscale_similarity(a: Tensor, b: Tensor, hole: Tensor | None) -> Score:
     """MS-SSIM over five scales as torchmetrics computes it; of the whole picture only."""
-    try:
+    with extra("evaluate", "MS-SSIM"):
         from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
-    except ImportError as error:
-        raise ImportError(
-            "MS-SSIM needs torchmetrics (pip install 'fastinpaint[evaluate]'); or choose metrics"
-        ) from error
 
     return multiscale_structural_similarity_index_measure(a.float(), b.float(), data_range=1.0, reduction="none"), None
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fastinpaint.export.graphs import NetworkGraph, PictureGraph
+from fastinpaint.extras import extra
 from fastinpaint.files import atomic_write
 from fastinpaint.models.generator import DIVISOR, INPUT_CHANNELS, InpaintGenerator
 from fastinpaint.ops._backend import use_backend
@@ -87,11 +88,9 @@ def write_onnx(program: torch.export.ExportedProgram, path: Path, what: str) -> 
     Raises:
         ImportError: onnx or onnxscript is not installed.
     """
-    try:
+    with extra("export", "writing an ONNX file"):
         import onnx
         import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise ImportError("ONNX files need onnx and onnxscript: pip install 'fastinpaint[export]'") from error
     exported = torch.onnx.export(
         program, (), input_names=list(INPUTS[what]), output_names=list(OUTPUTS[what]), opset_version=OPSET,
         dynamo=True, verbose=False,
@@ -113,10 +112,8 @@ def check_onnx(
         ImportError: onnxruntime is not installed.
         ValueError: A difference above 1e-4.
     """
-    try:
+    with extra("export", "checking an ONNX file"):
         import onnxruntime
-    except ImportError as error:
-        raise ImportError("checking an ONNX file needs onnxruntime: pip install 'fastinpaint[export]'") from error
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     checks = []
     for size in sizes:

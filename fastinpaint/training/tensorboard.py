@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from fastinpaint.extras import extra
 from fastinpaint.training.metrics import NOT_LOSSES, VALIDATION
 from fastinpaint.visualize.sheets import Cell
 
@@ -17,10 +18,8 @@ class TensorBoard:
     """
 
     def __init__(self, folder: Path, step: int) -> None:
-        try:
+        with extra("tensorboard", "option tensorboard"):
             from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise ImportError("option tensorboard needs a package: pip install 'fastinpaint[tensorboard]'") from error
         self._writer = SummaryWriter(str(folder), purge_step=step + 1)
 
     def add_row(self, row: Mapping[str, float]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fastinpaint.extras import extra
+
 
 def masked_crc32c(data: bytes) -> int:
     """Return the CRC rotated right by 15, plus a constant.
@@ -9,11 +11,7 @@ def masked_crc32c(data: bytes) -> int:
     Raises:
         ImportError: google-crc32c is not installed.
     """
-    try:
+    with extra("convert", "reading TensorFlow checkpoints"):
         from google_crc32c import value
-    except ImportError as error:
-        raise ImportError(
-            "reading TensorFlow checkpoints needs google-crc32c: pip install 'fastinpaint[convert]'"
-        ) from error
     crc = int(value(data))
     return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
