@@ -14,7 +14,7 @@ UNBUILT := $(if $(wildcard fastinpaint/_C.*so),,unbuilt)
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo     fill holes in photographs, then fine-tune on a few, in about three minutes"
+	@echo "make demo     fill holes in photographs, then fine-tune on a few, in a few minutes"
 	@echo "make test     the test suite"
 	@echo "make test-isa the operators' tests on each lower instruction set that this processor has"
 	@echo "make wheel-check   one wheel beside the oldest and the newest torch; downloads gigabytes"

@@ -3,9 +3,13 @@ import signal
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import settings
+
+# fastinpaint is imported only where it is used: sanitizers load an extension of their own first, and machines that run
+# the operators' tests alone may lack what the rest needs.
 
 # Machines that run this are shared and slow at times: no per-example deadline, and the same examples every time.
 settings.register_profile("suite", deadline=None, derandomize=True, max_examples=50)
@@ -51,3 +55,53 @@ def cuda():
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA device; torch sees none")
     return torch.device("cuda")
+
+
+@pytest.fixture
+def one_thread():
+    """Run with one thread, as fast as several for networks this small and the same on every machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def photographs(tmp_path):
+    """Three photographs in a folder, beside which ``config`` trains."""
+    from tests.helpers.runs import make_photographs
+
+    return make_photographs(tmp_path / "photographs")
+
+
+@pytest.fixture
+def config(photographs, tmp_path):
+    """Options of a tiny training run over ``photographs``."""
+    from tests.helpers.runs import tiny_config
+
+    return tiny_config(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def inpainter():
+    """A tiny network with drawn weights."""
+    from fastinpaint.inference.inpainter import Inpainter
+    from fastinpaint.models.generator import InpaintGenerator
+
+    torch.manual_seed(0)
+    return Inpainter(InpaintGenerator(2, head_norm=False), device="cpu")
+
+
+@pytest.fixture
+def picture():
+    """Noise, (37, 50, 3) uint8."""
+    return np.random.default_rng(0).integers(0, 256, (37, 50, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def hole():
+    """A box, and a corner that reaches the edges, in ``picture``."""
+    hole = np.zeros((37, 50), bool)
+    hole[10:25, 12:40] = True
+    hole[30:, :5] = True
+    return hole

@@ -7,10 +7,8 @@ import os
 import signal
 import socket
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from fastinpaint.checkpoint.training_state import training_states
 from fastinpaint.data.masks import MaskConfig
@@ -23,6 +21,7 @@ from fastinpaint.training.metrics import read_metrics
 from fastinpaint.training.sampler import SampleBatches
 from fastinpaint.training.train_step import TrainStep
 from fastinpaint.training.trainer import Trainer
+from tests.helpers.runs import assert_equal, make_photographs
 
 BATCH, UPDATES = 8, 20
 EVERY_TERM = LossWeights(
@@ -32,15 +31,10 @@ EVERY_TERM = LossWeights(
 NO_MATCHING = dataclasses.replace(EVERY_TERM, matching_image=0.0, matching_gradient=0.0)
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-pytestmark = pytest.mark.timeout(900)  # of two processes that share a busy core
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.timeout(900),  # of two processes that share a busy core
+]
 
 
 class Features(torch.nn.Module):
@@ -128,15 +122,6 @@ CASES = {
 }
 
 
-def photographs(folder):
-    rng = np.random.default_rng(0)
-    folder.mkdir()
-    for index in range(5):
-        coarse = Image.fromarray(rng.integers(0, 256, (5, 6, 3), dtype=np.uint8))
-        coarse.resize((60, 48), Image.Resampling.BICUBIC).save(folder / f"{index}.png")
-    return folder
-
-
 def config_of(folder, name, **changes):
     return TrainConfig(
         data=str(folder / "photographs"), output=str(folder / name), image_size=32, crop="random", base_channels=2,
@@ -212,7 +197,7 @@ def _process(rank, port, folder):
 def two(tmp_path_factory):
     """Results of two processes, and their folder."""
     folder = tmp_path_factory.mktemp("two")
-    photographs(folder / "photographs")
+    make_photographs(folder / "photographs", count=5)
     interrupted(config_of(folder, "one"))
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -236,12 +221,6 @@ def test_two_processes_give_the_updates_of_one(two, name):
     assert any(key.endswith(".u") for key in first[1])
     assert any(key.startswith("average.") for key in first[1])
     assert_close(first, run_case(**case))
-
-
-def assert_equal(found, wanted):
-    assert found.keys() == wanted.keys()
-    for name in wanted:
-        assert torch.equal(found[name], wanted[name]), name
 
 
 def test_a_run_of_two_processes_is_a_run_of_one(two):
@@ -312,7 +291,7 @@ def test_recomputed_activations_change_nothing():
 
 
 def test_precision_has_short_names(tmp_path):
-    photographs(tmp_path / "photographs")
+    make_photographs(tmp_path / "photographs", count=5)
     for name, wanted in (("fp32", torch.float32), ("bf16", torch.bfloat16), ("bfloat16", torch.bfloat16)):
         config = config_of(tmp_path, name, precision=name)
         assert Trainer(config).train_step.precision == wanted

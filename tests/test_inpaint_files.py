@@ -11,7 +11,6 @@ import cv2
 import numpy as np
 import pytest
 import scipy.ndimage
-import torch
 from PIL import Image, ImageCms, ImageOps
 from PIL.ExifTags import IFD, Base
 from PIL.PngImagePlugin import PngInfo
@@ -19,27 +18,6 @@ from PIL.PngImagePlugin import PngInfo
 from fastinpaint.inference import files
 from fastinpaint.inference.files import FileOptions, inpaint_files
 from fastinpaint.inference.formats import FORMATS
-from fastinpaint.inference.inpainter import Inpainter
-from fastinpaint.models.generator import InpaintGenerator
-
-
-@pytest.fixture(scope="module")
-def inpainter():
-    torch.manual_seed(0)
-    return Inpainter(InpaintGenerator(2, head_norm=False), device="cpu")
-
-
-@pytest.fixture
-def picture():
-    return np.random.default_rng(0).integers(0, 256, (37, 50, 3), dtype=np.uint8)
-
-
-@pytest.fixture
-def hole():
-    hole = np.zeros((37, 50), bool)
-    hole[10:25, 12:40] = True
-    hole[30:, :5] = True
-    return hole
 
 
 @pytest.fixture

@@ -9,25 +9,6 @@ from fastinpaint.models.generator import InpaintGenerator
 from fastinpaint.models.inputs import assemble_input, assemble_known_input
 
 
-@pytest.fixture(scope="module")
-def inpainter():
-    torch.manual_seed(0)
-    return Inpainter(InpaintGenerator(2, head_norm=False), device="cpu")
-
-
-@pytest.fixture
-def picture():
-    return np.random.default_rng(0).integers(0, 256, (37, 50, 3), dtype=np.uint8)
-
-
-@pytest.fixture
-def hole():
-    hole = np.zeros((37, 50), bool)
-    hole[10:25, 12:40] = True
-    hole[30:, :5] = True
-    return hole
-
-
 def spoiled(picture, hole):
     other = picture.copy()
     other[hole] = 255 - other[hole]

@@ -33,10 +33,13 @@ from fastinpaint.training.run_folder import RunFolder
 from fastinpaint.training.sampler import SampleStream
 from fastinpaint.training.train_step import TrainStep
 from fastinpaint.training.trainer import Trainer
-from tests.helpers.runs import command, make_photographs, start, tiny_config
+from tests.helpers.runs import assert_equal, command, start
 from tests.kill_runs import finish, kill_and_resume, run_options, same_end
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning"),
+]
 
 
 def in_another_process(call):
@@ -49,29 +52,6 @@ def in_another_process(call):
         finally:
             os._exit(code)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture
-def photographs(tmp_path):
-    return make_photographs(tmp_path / "photographs")
-
-
-@pytest.fixture
-def config(photographs, tmp_path):
-    return tiny_config(tmp_path)
-
-
-def assert_equal(found, wanted):
-    assert found.keys() == wanted.keys()
-    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
 
 
 class TestDamage:

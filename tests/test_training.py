@@ -36,27 +36,12 @@ from fastinpaint.training.sampler import SampleBatches, SampleStream
 from fastinpaint.training.train_step import TrainStep
 from fastinpaint.training.trainer import Trainer
 from fastinpaint.training.validation import Validation
-from tests.helpers.runs import make_photographs, tiny_config
+from tests.helpers.runs import assert_equal
 
 MATPLOTLIB = importlib.util.find_spec("matplotlib") is not None
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture
-def photographs(tmp_path):
-    return make_photographs(tmp_path / "photographs")
-
-
-@pytest.fixture
-def config(photographs, tmp_path):
-    return tiny_config(tmp_path)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def weights(trainer):
@@ -65,11 +50,6 @@ def weights(trainer):
         for name, network in trainer.train_step.networks.items()
         for key, value in network.state_dict().items()
     }
-
-
-def assert_equal(found, wanted):
-    assert found.keys() == wanted.keys()
-    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
 
 
 class TestConfig:

@@ -17,11 +17,11 @@ _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(["tests.helpers.runs", "fastinpaint.training.trainer"])
 
 
-def make_photographs(folder):
-    """Write three pictures."""
+def make_photographs(folder, count=3):
+    """Write pictures of 60 x 48 pixels; return the folder."""
     folder.mkdir()
     rng = np.random.default_rng(0)
-    for index in range(3):
+    for index in range(count):
         coarse = Image.fromarray(rng.integers(0, 256, (5, 6, 3), dtype=np.uint8))
         coarse.resize((60, 48), Image.Resampling.BICUBIC).save(folder / f"{index}.png")
     return folder
@@ -34,6 +34,13 @@ def tiny_config(folder):
         discriminator_channels=2, steps=6, batch_size=2, learning_rate=1e-3, workers=0, log_every=2,
         sample_every=0, checkpoint_every=0, device="cpu",
     )  # fmt: skip
+
+
+def assert_equal(found, wanted):
+    """Check that two states, tensors by name, are the same bit for bit."""
+    assert found.keys() == wanted.keys()
+    for name in wanted:
+        assert torch.equal(found[name], wanted[name]), name
 
 
 def command(config, *more):
