@@ -447,6 +447,15 @@ class TestPage:
             assert [(each["id"], each["nodes"][0]["html"]) for each in violations] == []
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
+    @pytest.mark.parametrize("scheme", ["light", "dark"])
+    def test_theme(self, start, scheme):
+        page = start(color_scheme=scheme)
+        colors = {"light": "rgb(244, 245, 247)", "dark": "rgb(20, 22, 26)"}
+        other = "dark" if scheme == "light" else "light"
+        for shown in (scheme, other, scheme):
+            playwright.expect(page.locator("body")).to_have_css("background-color", colors[shown])
+            page.click("#theme")
+
     def test_token(self, browser, generator):
         with running(generator, Settings(token="a-secret-token")) as (server, _):
             page = browser.new_page()

@@ -167,8 +167,9 @@ const CLICKS = {
   cancel: () => app.busy?.abort(),
   help: () => byId("keys").showModal(),
   theme: () => {
-    const dark = getComputedStyle(document.documentElement).colorScheme === "dark";
-    document.documentElement.dataset.theme = dark ? "light" : "dark";
+    const { dataset } = document.documentElement;
+    const shown = dataset.theme ?? (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light");
+    dataset.theme = shown === "dark" ? "light" : "dark";
   },
   "zoom-in": () => view.zoom(1.25),
   "zoom-out": () => view.zoom(0.8),
