@@ -26,7 +26,7 @@ ATTENTIONS = ("pooled", "patch")
 
 def generator(attention, width=2):
     torch.manual_seed(0)
-    model = InpaintGenerator(width, attention=attention, head_norm=False).eval()
+    model = InpaintGenerator(width, attention=attention, head_norm=False, poisson_blend=attention == "pooled").eval()
     with torch.no_grad():
         for parameter in model.parameters():  # attention starts with weight 0
             parameter.add_(torch.randn_like(parameter), alpha=0.1)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import checkpoint
 
+from fastinpaint.models.blending import poisson_blend
 from fastinpaint.models.layers import (
     ConvNorm,
     PatchAttention,
@@ -16,6 +17,7 @@ from fastinpaint.models.layers import (
     with_interior,
 )
 from fastinpaint.models.pretrained import Pretrained
+from fastinpaint.ops._checks import at_least_float32, without_autocast
 
 Attention = Literal["pooled", "patch"]
 INPUT_CHANNELS = 11  # as assemble_input stacks them
@@ -27,7 +29,7 @@ class GeneratorOutput(NamedTuple):
     """What the generator predicts, each tuple ordered full, half and quarter size.
 
     Attributes:
-        images: (B, 3, h, w) in [-1, 1].
+        images: (B, 3, h, w) in [-1, 1]; the full-size one may exceed it in the hole where the generator blends it.
         gradients: (B, 6, h, w), Sobel gradients in the channel order of ``sobel_edges``, unbounded.
     """
 
@@ -74,6 +76,9 @@ class InpaintGenerator(Pretrained, nn.Module):
         attention: ``"pooled"`` (the trained default) or ``"patch"``.
         head_norm: True ends the heads in an instance norm, as the original system has it, which pins the mean and
             contrast of every picture; False leaves it out and suits new training.
+        poisson_blend: True blends the full-size image into the known pixels by `poisson_blend`, so that it equals
+            them outside the hole and has no seam; the network then has to find gradients in the hole and no colours.
+            The original system does not.
 
     Attributes:
         checkpoint_activations: Keep only what lies between layers and recompute the rest in the backward pass.
@@ -84,13 +89,23 @@ class InpaintGenerator(Pretrained, nn.Module):
 
     checkpoint_activations: bool = False
 
-    def __init__(self, base_channels: int = 64, attention: Attention = "pooled", head_norm: bool = True) -> None:
+    def __init__(
+        self,
+        base_channels: int = 64,
+        attention: Attention = "pooled",
+        head_norm: bool = True,
+        poisson_blend: bool = False,
+    ) -> None:
         super().__init__()
         if base_channels < 1:
             raise ValueError(f"base_channels must be at least 1, got {base_channels}")
         if attention not in get_args(Attention):
             raise ValueError(f"attention must be one of {', '.join(get_args(Attention))}, got {attention!r}")
-        self._config = {"base_channels": base_channels, "attention": attention, "head_norm": head_norm}
+        self._config = {
+            "base_channels": base_channels, "attention": attention, "head_norm": head_norm,
+            "poisson_blend": poisson_blend,
+        }  # fmt: skip
+        self.poisson_blend = poisson_blend
         full, half, quarter = base_channels, 2 * base_channels, 4 * base_channels
         self.encoder = nn.Sequential(
             ConvNorm(INPUT_CHANNELS, full, 7),
@@ -126,9 +141,17 @@ class InpaintGenerator(Pretrained, nn.Module):
         x, embedding, image_half, gradient_half = self._run(self.stage_half, x)
         x = self._run(self.up_full, torch.cat([x, embedding], 1), padding=self.stage_full.attention.padding)
         _, _, image_full, gradient_full = self._run(self.stage_full, x)
+        if self.poisson_blend:
+            image_full = self._blend(image_full, inputs)
         return GeneratorOutput(
             (image_full, image_half, image_quarter), (gradient_full, gradient_half, gradient_quarter)
         )
+
+    @staticmethod
+    def _blend(image: Tensor, inputs: Tensor) -> Tensor:
+        with without_autocast(inputs.device):
+            blended = poisson_blend(at_least_float32(image), at_least_float32(inputs[:, :3]), inputs[:, 4:5] < 0.5)
+        return blended.to(image.dtype)
 
     def _run(self, layer: nn.Module, x: Tensor, **options: Any) -> Any:
         if self.checkpoint_activations and torch.is_grad_enabled():

@@ -25,7 +25,7 @@ def build_train_step(config: TrainConfig, ranks: Ranks) -> TrainStep:
     if cuda:
         torch.backends.cudnn.benchmark = True  # shapes are fixed
     torch.manual_seed(config.seed)
-    generator = InpaintGenerator(config.base_channels, config.attention, config.head_norm)
+    generator = InpaintGenerator(config.base_channels, config.attention, config.head_norm, config.poisson_blend)
     generator.checkpoint_activations = config.checkpoint_activations
     if config.identity_blocks:
         for block in generator.blocks:

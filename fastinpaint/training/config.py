@@ -51,6 +51,9 @@ class TrainConfig:
     base_channels: int = option(64, "width of the generator's first stage")
     attention: Literal["pooled", "patch"] = option("pooled", "attention of the generator")
     head_norm: bool = option(False, "instance norm in the output heads, as the released checkpoints have it")
+    poisson_blend: bool = option(
+        False, "blend the filling into the known pixels inside the generator, so that it learns gradients, not colours"
+    )
     identity_blocks: bool = option(False, "residual blocks begin as the identity, which learns faster at first")
     discriminator_channels: int = option(64, "width of the discriminator's first stage")
     init_from: str | None = option(
@@ -115,7 +118,7 @@ class TrainConfig:
     @property
     def networks(self) -> dict[str, object]:
         """What shapes the saved state of a run, so that a resumed run must leave it as it is."""
-        shape = {name: getattr(self, name) for name in ("base_channels", "attention", "head_norm")}
+        shape = {name: getattr(self, name) for name in ("base_channels", "attention", "head_norm", "poisson_blend")}
         if self.losses.adversarial:
             shape["discriminator_channels"] = self.discriminator_channels
         return shape | {
