@@ -31,8 +31,8 @@ def has_fast_bfloat16(device: torch.device) -> bool:
     """Whether matrix products in bfloat16 have instructions of their own on ``device``."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
-    if device.type == "cpu":
-        features: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # torch before 2.11 has no such list
+    if device.type == "cpu":  # torch before 2.11 lists no capabilities
+        features: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
         return any(features.get(name, False) for name in _CPU_FEATURES)
     return False
 
