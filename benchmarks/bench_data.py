@@ -74,7 +74,7 @@ def _opencv(path: Path) -> Callable[[], Tensor]:
     import cv2
 
     def call() -> Tensor:
-        whole = cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB)
+        whole = cv2.cvtColor(np.asarray(cv2.imread(str(path))), cv2.COLOR_BGR2RGB)
         short = min(whole.shape[:2])
         top, left = (whole.shape[0] - short) // 2, (whole.shape[1] - short) // 2
         square = whole[top : top + short, left : left + short]
