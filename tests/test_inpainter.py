@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 
 from fastinpaint.inference.inpainter import Inpainter, hole_of
-from fastinpaint.inference.precision import precision_of
+from fastinpaint.inference.precision import layout_on, precision_of
 from fastinpaint.inference.prepare import mirror_pad, shrink
 from fastinpaint.models.generator import InpaintGenerator
 from fastinpaint.models.inputs import assemble_input, assemble_known_input
@@ -214,6 +214,13 @@ class TestPrecision:
         assert (-10 * error.log10() > 45).all()
         ((_, gradients),) = half.structure(np.zeros((64, 64, 3), np.uint8), hole)
         assert gradients.dtype == torch.float32
+
+    def test_a_gpu_takes_channels_last(self, monkeypatch):
+        assert layout_on(torch.device("cuda", 1)) is torch.channels_last
+        assert layout_on(torch.device("cpu")) is torch.contiguous_format
+        monkeypatch.setattr("fastinpaint.inference.inpainter.layout_on", lambda _: torch.channels_last)
+        weight = Inpainter(InpaintGenerator(2), "cpu").generator.blocks[0].plain.convolution.weight
+        assert weight.is_contiguous(memory_format=torch.channels_last)
 
     def test_another_one_is_refused(self, inpainter):
         with pytest.raises(ValueError, match="precision must be one of auto, float32, bfloat16, got 'half'"):

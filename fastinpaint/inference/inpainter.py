@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fastinpaint.data.masks import THRESHOLD, grey_of
 from fastinpaint.inference.canvas import ArrayCanvas, Canvas, PillowCanvas, TensorCanvas, editable, levels_of
-from fastinpaint.inference.precision import Precision, computing_in, precision_of
+from fastinpaint.inference.precision import Precision, computing_in, layout_on, precision_of
 from fastinpaint.inference.prepare import mirror_pad, shrink
 from fastinpaint.inference.regions import SIZE, Box, Hole, fill_region, plan_regions
 from fastinpaint.models.generator import GeneratorOutput, InpaintGenerator
@@ -74,6 +74,7 @@ class Inpainter:
             raise ValueError(f"strategy must be one of {', '.join(get_args(Strategy))}, got {strategy!r}")
         self.device = _usable(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.generator = generator.to(self.device).eval()
+        self.generator.to(memory_format=layout_on(self.device))  # type: ignore[call-overload]
         self.max_side = max_side
         self.strategy = strategy
         self.precision = precision_of(precision, self.device)

@@ -1,4 +1,4 @@
-"""In which number type a generator fills: float32, or bfloat16 where the processor computes it faster."""
+"""In which number type and layout a generator fills: what its processor computes fast."""
 
 from __future__ import annotations
 
@@ -35,6 +35,11 @@ def has_fast_bfloat16(device: torch.device) -> bool:
         features: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
         return any(features.get(name, False) for name in _CPU_FEATURES)
     return False
+
+
+def layout_on(device: torch.device) -> torch.memory_format:
+    """Layout of the weights: channels-last on a GPU, whose convolutions are made for it; on a CPU it is slower."""
+    return torch.channels_last if device.type == "cuda" else torch.contiguous_format
 
 
 def computing_in(precision: torch.dtype, device: torch.device) -> AbstractContextManager[object]:
