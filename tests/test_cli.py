@@ -472,3 +472,19 @@ def test_masks_by_bin(tmp_path, capsys):
 def test_info_runs_as_a_module():
     found = subprocess.run([sys.executable, "-m", "fastinpaint", "info"], check=True, capture_output=True, text=True)
     assert "operators" in found.stdout
+
+
+@pytest.mark.parametrize(("more", "wanted"), [((), "auto"), (("--precision", "bfloat16"), "bfloat16")])
+def test_inpaint_passes_its_precision_on(model, photo, more, wanted, monkeypatch):
+    found = []
+    load = Inpainter.from_pretrained
+
+    def loaded(*arguments):
+        found.append(arguments[-1])
+        return load(*arguments[:-1])
+
+    monkeypatch.setattr(Inpainter, "from_pretrained", loaded)
+    paths = (("--model", model), ("--image", photo / "photo.png"), ("--mask", photo / "mask.png"))
+    named = [text for name, path in paths for text in (name, str(path))]
+    assert main(["inpaint", *named, "--output", str(photo / "filled.png"), *more]) == 0
+    assert found == [wanted]

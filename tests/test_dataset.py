@@ -12,8 +12,10 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from fastinpaint.data import images
 from fastinpaint.data.dataset import InpaintDataset
 from fastinpaint.data.images import read_image, square_crop_resize, to_signed_tensor
+from tests.helpers.photographs import crops
 
 
 @pytest.fixture
@@ -52,6 +54,25 @@ def test_random_draws_depend_on_seed_epoch_and_index_alone(folder: Path) -> None
     dataset.set_epoch(0)
     assert torch.equal(all_of(dataset), first)
     assert not torch.equal(all_of(InpaintDataset(folder, 16, "random", seed=4, flip=True)), first)
+
+
+@pytest.mark.parametrize(("crop", "decoded"), [("center", (60, 50)), ("random", (120, 100))])
+def test_a_jpeg_is_decoded_no_larger_than_needed(tmp_path: Path, monkeypatch, crop: str, decoded) -> None:
+    (photograph,) = crops(1, 240)
+    Image.fromarray(photograph[:, :200]).resize((480, 400)).save(tmp_path / "a.jpg", quality=95)
+    sizes = []
+    whole = images.to_rgb
+    monkeypatch.setattr(images, "to_rgb", lambda image, **options: sizes.append(image.size) or whole(image, **options))
+    dataset, every_pixel = (InpaintDataset(tmp_path, 45, crop, cache=cache) for cache in (False, True))
+    square = dataset[0]
+    assert sizes == [decoded]
+    assert square.shape == (3, 45, 45)
+    if crop == "center":
+        error = (square - every_pixel[0]).square().mean() / 4
+        assert -10 * error.log10() > 30  # filters differ, places do not
+        assert sizes[1] == (480, 400)  # kept for any size that may be asked for
+    assert dataset.of_size(390)[0].shape == (3, 390, 390)
+    assert sizes[-1] == (480, 400)
 
 
 @pytest.mark.parametrize("context", ["fork", "spawn"])

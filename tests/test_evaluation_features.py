@@ -19,6 +19,7 @@ from fastinpaint.evaluation.features import (
     tensorflow_resize,
 )
 from fastinpaint.evaluation.frechet import frechet_distance
+from tests.helpers.photographs import crops
 
 
 def pytorch_fid(a, b):
@@ -29,7 +30,18 @@ def pytorch_fid(a, b):
     return np.sum((a.mean(0) - b.mean(0)) ** 2) + trace
 
 
+def truth_and_results(size):
+    """20 photographs (20, 3, size, size) in [0, 255], and the same with noise that grows from one to the next."""
+    truth = torch.from_numpy(np.stack(crops(20, size))).permute(0, 3, 1, 2).float()
+    noise = torch.randn(truth.shape, generator=torch.Generator().manual_seed(0))
+    return truth, (truth + noise * torch.arange(2.0, 42.0, 2.0)[:, None, None, None]).clamp(0, 255).round()
+
+
 class TestFrechet:
+    def test_formula_on_photographs(self):
+        a, b = (F.adaptive_avg_pool2d(x.square(), 2).flatten(1).double() / 255 for x in truth_and_results(64))
+        assert frechet_distance(a, b) == pytest.approx(pytorch_fid(a.numpy(), b.numpy()), rel=1e-5)
+
     @pytest.mark.parametrize(("rows", "others"), [(200, 150), (50, 300), (300, 20)])
     def test_formula(self, rows, others):
         rng = np.random.default_rng(0)
@@ -86,7 +98,7 @@ def test_lpips_is_that_of_torchmetrics(net, build, tmp_path, monkeypatch):
     oracle = lpips._LPIPS(net=net)
     torch.save({f"features.{key}": value for key, value in features.state_dict().items()}, tmp_path / "weights.pth")
     model = LpipsDistance.from_file(tmp_path / "weights.pth", net)
-    a, b = torch.rand(2, 3, 80, 96) * 2 - 1, torch.rand(2, 3, 80, 96) * 2 - 1
+    a, b = (x / 127.5 - 1 for x in truth_and_results(64))
     with torch.no_grad():
         torch.testing.assert_close(model.distance(a, b), oracle(a, b).flatten(), rtol=1e-5, atol=1e-9)
         oracle.spatial = True
@@ -116,6 +128,26 @@ class TestInception:
         assert sum(state[name].numel() for name in convolutions) == 21_751_136
         assert state["Mixed_7c.branch3x3dbl_3b.conv.weight"].shape == (384, 384, 3, 1)
         assert state["Mixed_6a.branch3x3.conv.weight"].shape == (384, 288, 3, 3)
+
+    def test_features_are_those_of_torch_fidelity(self, tmp_path):
+        """With drawn weights and statistics, on 20 photographs."""
+        pytest.importorskip("torch_fidelity", exc_type=ImportError)  # it imports torchvision
+        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+        torch.manual_seed(0)
+        state = {
+            name: value.uniform_(0.5, 1.5) if name.endswith(("running_var", "bn.weight")) else value
+            for name, value in InceptionFeatures().state_dict().items()
+        }
+        classifier = {"fc.weight": torch.zeros(1008, 2048), "fc.bias": torch.zeros(1008)}
+        torch.save(state | classifier, tmp_path / "weights.pth")
+        oracle = FeatureExtractorInceptionV3(
+            "inception", ["2048"], feature_extractor_weights_path=str(tmp_path / "weights.pth")
+        )
+        truth, _ = truth_and_results(64)
+        with torch.no_grad():
+            found, (wanted,) = InceptionFeatures.from_file(tmp_path / "weights.pth")(truth), oracle(truth.byte())
+        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5 * float(wanted.abs().max()))
 
     def test_files_are_read_and_judge(self, tmp_path, capsys):
         """A file of random weights goes all the way; the classifier of a full file is passed over."""

@@ -1,5 +1,6 @@
 import contextlib
 import io
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,11 +9,13 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
+from torch import nn
 
 import fastinpaint
 from fastinpaint.cli import main
-from fastinpaint.export import graphs, write
+from fastinpaint.export import aoti, graphs, write
 from fastinpaint.inference.inpainter import Inpainter
 from fastinpaint.models.generator import InpaintGenerator
 from fastinpaint.ops import _backend
@@ -21,6 +24,7 @@ from fastinpaint.reference.patch_attention import patch_attention
 from tests.helpers.photographs import crops
 
 EXAMPLE = Path(__file__).parent.parent / "docs" / "fill_with_onnx.py"
+WITHOUT_PYTHON = EXAMPLE.with_name("fill_without_python.cpp")
 ATTENTIONS = ("pooled", "patch")
 
 
@@ -152,6 +156,72 @@ class TestFiles:
         wanted = Inpainter(generator("pooled"), "cpu")(photo, hole)
         np.testing.assert_array_equal(filled[~hole], photo[~hole])
         assert np.abs(filled - wanted).max() <= 1
+
+
+class StandIn(nn.Module):
+    """As the generator is called, of one convolution and one attention: the real one takes minutes to compile."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.convolution = nn.Conv2d(11, 8, 3, padding=1, padding_mode="reflect")
+        self.head = nn.Conv2d(8, 3, 1)
+
+    def forward(self, inputs):
+        x = self.convolution(inputs)
+        tokens, pooled = (y.flatten(2).transpose(1, 2) for y in (x, F.max_pool2d(x, 4)))  # (B, N, 8), (B, N / 16, 8)
+        attended = fastinpaint.pooled_attention(tokens, pooled, pooled).transpose(1, 2).reshape(x.shape)
+        return fastinpaint.GeneratorOutput((self.head(attended).tanh(),) * 3, (attended[:, :6],) * 3)
+
+
+@pytest.mark.skipif(aoti.NATIVE_ERROR is not None, reason="needs the native kernels")
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+@pytest.mark.timeout(1500)  # two compilations, on a machine that may be busy
+class TestPackage:
+    @pytest.fixture(scope="class")
+    def package(self, tmp_path_factory):
+        path = tmp_path_factory.mktemp("package") / "picture.aoti.pt2"
+        operators = aoti.write_package(StandIn(), path, "picture")
+        assert operators == [f"fastinpaint.{name}.default" for name in ("canny", "pooled_attention", "sobel_edges")]
+        return path
+
+    def test_calls_the_kernels_at_other_sizes(self, package):
+        checks = aoti.check_package(package, StandIn(), "picture")
+        assert [(check.batch, check.height, check.width) for check in checks] == list(write.CHECKED)
+        assert all(check.difference <= 1e-4 for check in checks)
+
+    def test_a_difference_is_an_error(self, package):
+        other = StandIn()
+        with torch.no_grad():
+            other.head.bias += 0.1
+        with pytest.raises(ValueError, match=r"differs from PyTorch by more than 0.0001"):
+            aoti.check_package(package, other, "picture", write.CHECKED[:1])
+
+    def test_a_program_without_python_fills(self, package, tmp_path):
+        torch_folder, program = Path(torch.__file__).parent, tmp_path / "fill"
+        libraries = torch_folder / "lib"
+        abi = f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"
+        subprocess.run(
+            ["g++", "-std=c++20", abi, f"-I{torch_folder / 'include'}",
+             f"-I{torch_folder / 'include/torch/csrc/api/include'}", str(WITHOUT_PYTHON), "-o", str(program),
+             f"-L{libraries}", f"-Wl,-rpath,{libraries}", "-Wl,--no-as-needed", "-ltorch_cpu", "-lc10", "-ldl"],
+            check=True,
+        )  # fmt: skip
+        size = (3, 48, 80)
+        image, mask = write.example_inputs("picture", *size)
+        library = Path(fastinpaint.__file__).parent / "_C.abi3.so"
+        done = subprocess.run(
+            [str(program), str(package), str(library), *map(str, size)],
+            input=image.numpy().tobytes() + mask.numpy().tobytes(), capture_output=True, check=True,
+        )  # fmt: skip
+        filled = torch.from_numpy(np.frombuffer(done.stdout, np.float32).reshape(image.shape).copy())
+        (wanted,) = write.run_generator(StandIn(), "picture", (image, mask))
+        torch.testing.assert_close(filled, wanted, rtol=0, atol=1e-4)
+
+    def test_without_kernels_there_is_no_package(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(aoti, "NATIVE_ERROR", "no compiler was found")
+        with pytest.raises(RuntimeError, match="native kernels, which are not there: no compiler was found"):
+            aoti.write_package(StandIn(), tmp_path / "a.pt2")
 
 
 def test_example_is_short():

@@ -4,9 +4,11 @@ import torch
 from PIL import Image
 
 from fastinpaint.inference.inpainter import Inpainter, hole_of
+from fastinpaint.inference.precision import layout_on, precision_of
 from fastinpaint.inference.prepare import mirror_pad, shrink
 from fastinpaint.models.generator import InpaintGenerator
 from fastinpaint.models.inputs import assemble_input, assemble_known_input
+from tests.helpers.photographs import crops
 
 
 def spoiled(picture, hole):
@@ -179,6 +181,50 @@ class TestInpainter:
         inpainter.generator.save_pretrained(tmp_path)
         loaded = Inpainter.from_pretrained(tmp_path, device="cpu")
         np.testing.assert_array_equal(loaded(picture, hole), inpainter(picture, hole))
+
+
+class TestPrecision:
+    @pytest.mark.parametrize(
+        ("device", "features", "capability", "wanted"),
+        [
+            ("cpu", {"avx512_bf16": True}, None, torch.bfloat16),
+            ("cpu", {"amx_bf16": True}, None, torch.bfloat16),
+            ("cpu", {"avx512_f": True, "avx512_bf16": False}, None, torch.float32),
+            ("cuda", {}, (8, 0), torch.bfloat16),
+            ("cuda", {}, (7, 5), torch.float32),
+            ("mps", {}, None, torch.float32),
+        ],
+    )
+    def test_auto_is_what_the_processor_computes_faster(self, device, features, capability, wanted, monkeypatch):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: features, raising=False)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+        place = torch.device(device)
+        assert precision_of("auto", place) == wanted
+        assert precision_of("float32", place) == torch.float32
+        assert precision_of("bfloat16", place) == torch.bfloat16
+
+    def test_bfloat16_is_within_45_db_of_float32_on_photographs(self):
+        """Inside the hole, with trained weights."""
+        exact, half = (Inpainter.from_pretrained("small", "cpu", precision=p) for p in ("float32", "bfloat16"))
+        hole = torch.zeros(64, 64, dtype=torch.bool)
+        hole[20:44, 16:40] = True
+        photographs = torch.from_numpy(np.stack(crops(2, 64))).permute(0, 3, 1, 2) / 255
+        error = (exact(photographs, hole) - half(photographs, hole))[..., hole].square().mean((1, 2))
+        assert (error > 0).all()  # it was another precision
+        assert (-10 * error.log10() > 45).all()
+        ((_, gradients),) = half.structure(np.zeros((64, 64, 3), np.uint8), hole)
+        assert gradients.dtype == torch.float32
+
+    def test_a_gpu_takes_channels_last(self, monkeypatch):
+        assert layout_on(torch.device("cuda", 1)) is torch.channels_last
+        assert layout_on(torch.device("cpu")) is torch.contiguous_format
+        monkeypatch.setattr("fastinpaint.inference.inpainter.layout_on", lambda _: torch.channels_last)
+        weight = Inpainter(InpaintGenerator(2), "cpu").generator.blocks[0].plain.convolution.weight
+        assert weight.is_contiguous(memory_format=torch.channels_last)
+
+    def test_another_one_is_refused(self, inpainter):
+        with pytest.raises(ValueError, match="precision must be one of auto, float32, bfloat16, got 'half'"):
+            Inpainter(inpainter.generator, "cpu", precision="half")
 
 
 class TestPrepare:

@@ -20,6 +20,14 @@ def add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default=None, help="cpu, cuda, ... (default: cuda if there is one)")
 
 
+def add_precision(parser: argparse.ArgumentParser) -> None:
+    """Declare ``--precision``, for ``Inpainter``."""
+    parser.add_argument(
+        "--precision", choices=("auto", "float32", "bfloat16"), default="auto",
+        help="number type of the network; auto: bfloat16 where the processor computes it faster (default: auto)",
+    )  # fmt: skip
+
+
 def positive(kind: type[int] | type[float]) -> Callable[[str], float]:
     """Make the type of an argument that is finite and above 0."""
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
-SUMMARY = "write a model as ONNX and as a torch.export program"
-FORMATS = {"onnx": ".onnx", "torch": ".pt2"}
+SUMMARY = "write a model as ONNX, as a torch.export program, or compiled by AOTInductor"
+FORMATS = {"onnx": ".onnx", "torch": ".pt2", "aoti": ".aoti.pt2"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -14,13 +15,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", type=Path, required=True, help="folder with model.safetensors and config.json")
     parser.add_argument("--output", type=Path, required=True, help="folder to write network.onnx, picture.onnx, ... to")
     parser.add_argument(
-        "--format", nargs="+", default=["onnx", "torch"], choices=FORMATS, help="what to write (default: onnx torch)"
+        "--format",
+        nargs="+",
+        default=["onnx", "torch"],
+        choices=FORMATS,
+        help="what to write; aoti: compiled for this processor, with the native kernels (default: onnx torch)",
     )
     parser.add_argument(
         "--graphs", nargs="+", default=["network", "picture"], choices=("network", "picture"),
         help="network: 11 channels in, images and gradients out; picture: image and mask in, filled picture out",
     )  # fmt: skip
-    parser.add_argument("--no-check", action="store_true", help="leave out the comparison with ONNX Runtime")
+    parser.add_argument("--no-check", action="store_true", help="leave out the comparison with PyTorch")
     parser.add_argument("--overwrite", action="store_true", help="replace files that exist; refused otherwise")
 
 
@@ -28,7 +33,7 @@ def run(options: argparse.Namespace) -> int:
     """Write the files; check and describe each."""
     import torch
 
-    from fastinpaint.export import write
+    from fastinpaint.export import aoti, write
     from fastinpaint.models.generator import InpaintGenerator
 
     targets = {
@@ -39,18 +44,25 @@ def run(options: argparse.Namespace) -> int:
         raise FileExistsError(f"{existing} exists already; --overwrite replaces it")
     generator = InpaintGenerator.from_pretrained(options.model, dtype=torch.float32)
     for what in options.graphs:
-        program = write.export_program(generator, what)
+        program = write.export_program(generator, what) if set(options.format) - {"aoti"} else None
         for form in options.format:
             path = targets[what, form]
-            if form == "torch":
+            checks: Sequence[write.Check] = []
+            if form == "aoti":
+                operators = aoti.write_package(generator, path, what)
+                _describe(path, f", calls {', '.join(operators)}")
+                checks = [] if options.no_check else aoti.check_package(path, generator, what)
+            elif program is not None and form == "torch":
                 write.write_program(program, path)
                 _describe(path)
-            else:
+            elif program is not None:
                 opset = write.write_onnx(program, path, what)
                 _describe(path, f", opset {opset}, inputs {', '.join(write.INPUTS[what])}")
-                for check in [] if options.no_check else write.check_onnx(path, generator, what):
-                    size = f"{check.batch} x {check.height} x {check.width}"
-                    print(f"  {size}: ONNX Runtime within {check.difference:.1e} of PyTorch")
+                checks = [] if options.no_check else write.check_onnx(path, generator, what)
+            for check in checks:
+                engine = "AOTInductor" if form == "aoti" else "ONNX Runtime"
+                size = f"{check.batch} x {check.height} x {check.width}"
+                print(f"  {size}: {engine} within {check.difference:.1e} of PyTorch")
     return 0
 
 

@@ -7,7 +7,7 @@ import sys
 import warnings
 from pathlib import Path
 
-from fastinpaint.cli.arguments import add_device, add_model, positive, whole
+from fastinpaint.cli.arguments import add_device, add_model, add_precision, positive, whole
 from fastinpaint.errors import print_traceback
 
 SUMMARY = "fill the holes of an image or of a folder of images"
@@ -36,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--batch-size", type=positive(int), default=8, help="regions that are filled in one pass (default: 8)"
     )
     add_device(parser)
+    add_precision(parser)
     parser.add_argument(
         "--strategy", choices=("crop", "resize", "original"), default="crop",
         help="large images: crop fills around each hole at full size, resize fills the whole image at --max-side and "
@@ -53,7 +54,9 @@ def run(options: argparse.Namespace) -> int:
     from fastinpaint.inference.inpainter import Inpainter
 
     warnings.filterwarnings("ignore", "Image size .* exceeds limit")  # far larger ones are still refused
-    inpainter = Inpainter.from_pretrained(options.model, options.device, options.max_side, options.strategy)
+    inpainter = Inpainter.from_pretrained(
+        options.model, options.device, options.max_side, options.strategy, options.precision
+    )
     from_alpha = str(options.mask) == "alpha" and not options.mask.exists()
     how = FileOptions(
         options.invert_mask, options.mask_dilate, options.overwrite, options.skip_existing, options.format,

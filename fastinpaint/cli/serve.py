@@ -7,7 +7,7 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from fastinpaint.cli.arguments import add_device, add_model
+from fastinpaint.cli.arguments import add_device, add_model, add_precision
 from fastinpaint.extras import extra
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     add_model(parser)
     add_device(parser)
+    add_precision(parser)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine)")
     parser.add_argument("--port", type=int, default=7860, help="0: any that is free (default: 7860)")
     parser.add_argument(
@@ -50,7 +51,7 @@ def run(options: argparse.Namespace) -> int:
         max_pixels=int(options.max_pixels * 1e6), queue=options.queue, batch_size=options.batch_size,
         timeout=options.timeout,
     )  # fmt: skip
-    inpainter = Inpainter.from_pretrained(options.model, options.device)
+    inpainter = Inpainter.from_pretrained(options.model, options.device, precision=options.precision)
     server: Server = Server(inpainter, settings, options.port)
     print(f"fastinpaint: {server.address}", file=sys.stderr)
     server.run(open_browser=not options.no_browser)

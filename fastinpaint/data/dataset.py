@@ -17,6 +17,7 @@ from fastinpaint.data.decoded import DecodedImages, ImageStore
 from fastinpaint.data.images import (
     CROPS,
     PathLike,
+    least_side_for,
     read_image,
     square_crop_resize,
     to_rgb,
@@ -30,8 +31,9 @@ from fastinpaint.data.shards import find_shards, image_places, read_place
 class InpaintDataset(Dataset[torch.Tensor]):
     """Square images, (3, ``image_size``, ``image_size``) float32 in [-1, 1].
 
-    Random draws depend on the seed, the epoch and the index alone, not on the number of workers or the order of
-    reading. `set_epoch` reaches running workers too (``persistent_workers=True``); call it between two epochs.
+    A JPEG file is decoded at the smallest scale that the squares need. Random draws depend on the seed, the epoch and
+    the index alone, not on the number of workers or the order of reading. `set_epoch` reaches running workers too
+    (``persistent_workers=True``); call it between two epochs.
 
     Args:
         source: a folder, list or file (see `image_paths`), shards (see `find_shards`), or numbered pictures.
@@ -130,7 +132,8 @@ class InpaintDataset(Dataset[torch.Tensor]):
             raise IndexError(f"index {index} of {len(self)} images")
         index %= len(self)
         rng = np.random.default_rng((self.seed, epoch, index))
-        square = square_crop_resize(self._images.read(index), self.image_size, crop=self.crop, rng=rng)
+        picture = self._images.read(index, least_side_for(self.image_size, self.crop))
+        square = square_crop_resize(picture, self.image_size, crop=self.crop, rng=rng)
         if self.flip and rng.random() < 0.5:
             square = square.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         return square
@@ -160,6 +163,6 @@ class MemoryImages:
     def __len__(self) -> int:
         return len(self._images)
 
-    def read(self, index: int) -> Image.Image:
-        """Return one picture."""
+    def read(self, index: int, least_side: int = 0) -> Image.Image:
+        """Return one picture, at its size."""
         return self._images[index]

@@ -21,8 +21,8 @@ class ImageStore(Protocol):
 
     def __len__(self) -> int: ...
 
-    def read(self, index: int) -> Image.Image:
-        """Return one picture."""
+    def read(self, index: int, least_side: int = 0) -> Image.Image:
+        """Return one picture; where ``least_side`` is not 0, perhaps smaller, but no side below so many pixels."""
 
 
 class DecodedImages:
@@ -68,8 +68,8 @@ class DecodedImages:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_pixels": None}  # each process maps the file itself
 
-    def read(self, index: int) -> Image.Image:
-        """Return one picture."""
+    def read(self, index: int, least_side: int = 0) -> Image.Image:
+        """Return one picture, at its size."""
         if self._pixels is None:
             self._pixels = np.memmap(self.path, np.uint8, "r")
         pixels = self._pixels[self._starts[index] : self._starts[index + 1]]

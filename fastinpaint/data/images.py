@@ -108,22 +108,31 @@ def _read_list(path: Path) -> list[Path]:
     return found
 
 
-def read_image(path: PathLike | IO[bytes], *, background: tuple[int, int, int] = WHITE) -> Image.Image:
+def read_image(
+    path: PathLike | IO[bytes], least_side: int = 0, *, background: tuple[int, int, int] = WHITE
+) -> Image.Image:
     """Read any picture as 8-bit RGB, turned as its EXIF orientation says; see `to_rgb` for the conversion.
+
+    Args:
+        path: a file, by name or open.
+        least_side: pixels that neither side need exceed: a JPEG is decoded at the smallest of the scales 1, 1/2, 1/4
+            and 1/8 that keeps both sides as long. 0 decodes every pixel.
+        background: shows through where the picture is transparent.
 
     Raises:
         ValueError: the file is missing, truncated, corrupt or not an image; the message names it.
     """
     source = path if isinstance(path, str | os.PathLike) else path.read()
-    with open_upright(source) as image:
+    with open_upright(source, least_side) as image:
         return to_rgb(image, background=background)
 
 
-def open_upright(path: PathLike | bytes) -> Image.Image:
+def open_upright(path: PathLike | bytes, least_side: int = 0) -> Image.Image:
     """Open a picture, decode its first frame in its own mode and turn it as its EXIF orientation says.
 
-    ``path`` is a file, or the content of one. The file stays open for whoever reads metadata of it: use the result as a
-    context manager. EXIF data, or text of a PNG file, that cannot be read is left out with a RuntimeWarning.
+    ``path`` is a file, or the content of one; ``least_side`` as in `read_image`. The file stays open for whoever reads
+    metadata of it: use the result as a context manager. EXIF data, or text of a PNG file, that cannot be read is left
+    out with a RuntimeWarning.
 
     Raises:
         ValueError: the file is missing, no regular file, truncated, corrupt or not an image; the message names it.
@@ -132,7 +141,7 @@ def open_upright(path: PathLike | bytes) -> Image.Image:
     try:
         if not isinstance(path, bytes):
             _require_regular(path)
-        image = _decode(path)
+        image = _decode(path, least_side)
     except Exception as error:  # Pillow's decoders raise many types for damaged files
         raise ValueError(f"{name} cannot be read as an image: {_reason(error, name)}") from error
     try:
@@ -155,9 +164,9 @@ def open_binary(source: PathLike | bytes) -> IO[bytes]:
     return io.BytesIO(source) if isinstance(source, bytes) else Path(source).open("rb")
 
 
-def _decode(path: PathLike | bytes) -> Image.Image:
+def _decode(path: PathLike | bytes, least_side: int) -> Image.Image:
     try:
-        return _loaded(Image.open(io.BytesIO(path) if isinstance(path, bytes) else path))
+        return _loaded(Image.open(io.BytesIO(path) if isinstance(path, bytes) else path), least_side)
     except Exception as error:
         with open_binary(path) as file:
             damaged = file.read() if file.read(8) == _PNG else b""
@@ -174,8 +183,10 @@ def _decode(path: PathLike | bytes) -> Image.Image:
         return image
 
 
-def _loaded(image: Image.Image) -> Image.Image:
+def _loaded(image: Image.Image, least_side: int = 0) -> Image.Image:
     try:
+        if least_side:
+            image.draft(None, (least_side, least_side))  # fewer coefficients of each 8 x 8 block of a JPEG
         image.load()
     except BaseException:
         image.close()
@@ -237,6 +248,11 @@ def _grey_to_u8(grey: npt.NDArray[Any], mode: str) -> npt.NDArray[np.uint8]:
     elif np.nanmax(values, initial=0.0) <= 1.0:
         values *= 255.0
     return np.nan_to_num(values).clip(0, 255).round().astype(np.uint8)
+
+
+def least_side_for(size: int, crop: str) -> int:
+    """Shortest side in pixels of a picture out of which `square_crop_resize` cuts as out of any larger one."""
+    return size if crop == "center" else round(size / _SMALLEST_CROP)
 
 
 def square_crop_resize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 
@@ -22,11 +22,11 @@ class ReadableFiles(Generic[T]):
 
     Args:
         paths: the files; a `PathIndex` keeps none of them in memory.
-        read: reads one; whatever it raises makes the file an unreadable one.
+        read: reads one, given its path and the hints of `read`; whatever it raises makes the file an unreadable one.
         cache: keep what was read in the memory of each process.
     """
 
-    def __init__(self, paths: Sequence[Path], read: Callable[[Path], T], *, cache: bool = False) -> None:
+    def __init__(self, paths: Sequence[Path], read: Callable[..., T], *, cache: bool = False) -> None:
         self.paths = paths
         self._read = read
         self._cache: dict[int, T] | None = {} if cache else None
@@ -40,14 +40,18 @@ class ReadableFiles(Generic[T]):
         """The files that were found unreadable so far."""
         return [self.paths[number] for number in self._damaged.nonzero().flatten().tolist()]
 
-    def read(self, index: int) -> T:
-        """Return file number ``index``, or the next readable one. Raises ValueError when there is none at all."""
+    def read(self, index: int, *hints: Any) -> T:
+        """Return file number ``index``, or the next readable one.
+
+        ``hints`` go to the reader, but not where what it reads is kept for calls with others. Raises ValueError when no
+        file can be read.
+        """
         first_reason = ""
         for offset in range(len(self.paths)):
             number = (index + offset) % len(self.paths)
             if not self._damaged[number]:
                 try:
-                    return self._read_one(number)
+                    return self._read_one(number, hints)
                 except MemoryError:
                     raise
                 except Exception as error:
@@ -57,9 +61,9 @@ class ReadableFiles(Generic[T]):
                     warnings.warn(f"skipped an unreadable file: {reason}", RuntimeWarning, stacklevel=2)
         raise ValueError(f"none of {len(self.paths)} files could be read: {first_reason or self.paths[0]}")
 
-    def _read_one(self, number: int) -> T:
+    def _read_one(self, number: int, hints: tuple[Any, ...]) -> T:
         if self._cache is None:
-            return self._read(self.paths[number])
+            return self._read(self.paths[number], *hints)
         if number not in self._cache:
             self._cache[number] = self._read(self.paths[number])
         return self._cache[number]

@@ -67,8 +67,8 @@ def image_places(source: PathLike, shards: Sequence[Path]) -> Sequence[Path]:
     return places
 
 
-def read_place(place: Path) -> Image.Image:
-    """Read an image as `read_image` does, from where `image_places` says that it lies.
+def read_place(place: Path, least_side: int = 0) -> Image.Image:
+    """Read an image as `read_image` does, with ``least_side``, from where `image_places` says that it lies.
 
     Raises:
         ValueError: it cannot be read; the message names it.
@@ -81,7 +81,7 @@ def read_place(place: Path) -> Image.Image:
     except OSError as error:
         raise ValueError(f"{name} in {shard} cannot be read: {error}") from error
     try:
-        return read_image(BytesIO(content))
+        return read_image(BytesIO(content), least_side)
     except ValueError as error:
         raise ValueError(f"{name} in {shard} cannot be read as an image: {error.__cause__}") from error
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -24,14 +23,14 @@ OUTPUTS = {
     PICTURE: ("filled",),
 }
 OPSET = 18
-TOLERANCE = 1e-4  # greatest absolute difference of ONNX Runtime and PyTorch
+TOLERANCE = 1e-4  # greatest absolute difference of a written file and PyTorch
 _TRACED = (2, 64, 96)  # batch, height, width of the example that is traced
 CHECKED = ((1, 64, 64), (3, 48, 80), (2, 128, 96))
 
 
 @dataclass(frozen=True)
 class Check:
-    """Greatest absolute difference between ONNX Runtime and PyTorch at a size that was not traced."""
+    """Greatest absolute difference between a written file and PyTorch at a size that was not traced."""
 
     batch: int
     height: int
@@ -39,10 +38,15 @@ class Check:
     difference: float
 
 
-def graph_of(generator: InpaintGenerator, what: str) -> nn.Module:
-    """Return the module to export: ``"network"`` (11 channels in) or ``"picture"`` (image and mask in)."""
+def check_name(what: str) -> None:
+    """Raise ValueError unless ``what`` is ``"network"`` or ``"picture"``."""
     if what not in INPUTS:
         raise ValueError(f"what to export must be one of {', '.join(INPUTS)}, got {what!r}")
+
+
+def graph_of(generator: InpaintGenerator, what: str) -> nn.Module:
+    """Return the module to export: ``"network"`` (11 channels in) or ``"picture"`` (image and mask in)."""
+    check_name(what)
     return (NetworkGraph(generator) if what == NETWORK else PictureGraph(generator)).eval()
 
 
@@ -57,11 +61,17 @@ def export_program(generator: InpaintGenerator, what: str = NETWORK) -> torch.ex
         A program for the CPU in float32; ``torch.export.save`` writes it.
     """
     module = graph_of(generator, what)
+    with use_backend("reference"):
+        return trace(module, what)
+
+
+@torch.no_grad()
+def trace(module: nn.Module, what: str) -> torch.export.ExportedProgram:
+    """Trace ``module``, whose inputs are those of ``what``, with the backends that serve at the time."""
     batch = torch.export.Dim("batch", min=1, max=1024)
     height, width = (DIVISOR * torch.export.Dim(name, min=1, max=512) for name in ("rows", "columns"))
     shapes = {name: {0: batch, 2: height, 3: width} for name in INPUTS[what]}
-    with use_backend("reference"), torch.no_grad():
-        return torch.export.export(module, example_inputs(what, *_TRACED), dynamic_shapes=shapes)
+    return torch.export.export(module, example_inputs(what, *_TRACED), dynamic_shapes=shapes)
 
 
 def example_inputs(what: str, batch: int, height: int, width: int, seed: int = 0) -> tuple[Tensor, ...]:
@@ -115,13 +125,31 @@ def check_onnx(
     with extra("export", "checking an ONNX file"):
         import onnxruntime
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+
+    def run(inputs: tuple[Tensor, ...]) -> list[Tensor]:
+        arrays = {name: x.numpy() for name, x in zip(INPUTS[what], inputs, strict=True)}
+        return [torch.from_numpy(x) for x in session.run(None, arrays)]
+
+    return compare(path, generator, what, run, sizes)
+
+
+def compare(
+    path: Path,
+    generator: InpaintGenerator,
+    what: str,
+    run: Callable[[tuple[Tensor, ...]], Sequence[Tensor]],
+    sizes: Sequence[tuple[int, int, int]],
+) -> list[Check]:
+    """Compare what ``run`` gets out of the file at ``path`` with the generator, at (batch, height, width) of ``sizes``.
+
+    Raises:
+        ValueError: A difference above 1e-4.
+    """
     checks = []
     for size in sizes:
         inputs = example_inputs(what, *size, seed=1)
-        found = session.run(None, {name: x.numpy() for name, x in zip(INPUTS[what], inputs, strict=True)})
-        wanted = run_generator(generator, what, inputs)
-        worst = max(float(np.abs(a - b.numpy()).max()) for a, b in zip(found, wanted, strict=True))
-        checks.append(Check(*size, worst))
+        pairs = zip(run(inputs), run_generator(generator, what, inputs), strict=True)
+        checks.append(Check(*size, max(float((a - b).abs().max()) for a, b in pairs)))
     bad = [check for check in checks if not check.difference <= TOLERANCE]
     if bad:
         raise ValueError(f"{path} differs from PyTorch by more than {TOLERANCE}: {bad[0]}")

@@ -16,9 +16,10 @@ from torch import Tensor
 
 from fastinpaint.data.masks import THRESHOLD, grey_of
 from fastinpaint.inference.canvas import ArrayCanvas, Canvas, PillowCanvas, TensorCanvas, editable, levels_of
+from fastinpaint.inference.precision import Precision, computing_in, layout_on, precision_of
 from fastinpaint.inference.prepare import mirror_pad, shrink
 from fastinpaint.inference.regions import SIZE, Box, Hole, fill_region, plan_regions
-from fastinpaint.models.generator import InpaintGenerator
+from fastinpaint.models.generator import GeneratorOutput, InpaintGenerator
 from fastinpaint.models.inputs import assemble_known_input
 
 Picture = TypeVar("Picture", Image.Image, npt.NDArray[Any], Tensor)
@@ -50,9 +51,13 @@ class Inpainter:
             holes coarse to fine.
             ``"resize"``: the whole picture is filled with ``max_side`` as its longer side, and the filling enlarged.
             ``"original"``: the whole picture is filled at its size; attention grows with the square of the area.
+        precision: ``"float32"``, ``"bfloat16"``, or ``"auto"``: bfloat16 where the processor computes it faster.
+
+    Attributes:
+        precision: ``torch.float32`` or ``torch.bfloat16``.
 
     Raises:
-        ValueError: ``max_side`` is negative, another strategy, or a device that cannot be used.
+        ValueError: ``max_side`` is negative, another strategy or precision, or a device that cannot be used.
     """
 
     def __init__(
@@ -61,6 +66,7 @@ class Inpainter:
         device: str | torch.device | None = None,
         max_side: int = 512,
         strategy: Strategy = "crop",
+        precision: Precision = "float32",
     ) -> None:
         if max_side < 0:
             raise ValueError(f"max_side must be at least 0 pixels, got {max_side}")
@@ -68,8 +74,10 @@ class Inpainter:
             raise ValueError(f"strategy must be one of {', '.join(get_args(Strategy))}, got {strategy!r}")
         self.device = _usable(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.generator = generator.to(self.device).eval()
+        self.generator.to(memory_format=layout_on(self.device))  # type: ignore[call-overload]
         self.max_side = max_side
         self.strategy = strategy
+        self.precision = precision_of(precision, self.device)
 
     @classmethod
     def from_pretrained(
@@ -78,13 +86,15 @@ class Inpainter:
         device: str | torch.device | None = None,
         max_side: int = 512,
         strategy: Strategy = "crop",
+        precision: Precision = "float32",
     ) -> Inpainter:
         """Load a folder that ``save_pretrained`` or ``fastinpaint convert`` wrote, or a model that ships (``"small"``).
 
-        ``"user/repository"`` is a model on the Hugging Face Hub (extra ``hub``). The model computes in float32,
+        ``"user/repository"`` is a model on the Hugging Face Hub (extra ``hub``). The model computes in ``precision``,
         whatever its weights are stored as.
         """
-        return cls(InpaintGenerator.from_pretrained(path, dtype=torch.float32), device, max_side, strategy)
+        generator = InpaintGenerator.from_pretrained(path, dtype=torch.float32)
+        return cls(generator, device, max_side, strategy, precision)
 
     def __call__(self, image: Picture, mask: Mask) -> Picture:
         """Fill the hole.
@@ -171,7 +181,13 @@ class Inpainter:
         """(B, 3, H, W) in [-1, 1], (B, 1, H, W) bool -> (B, 3, H, W) in [-1, 1], right in the hole."""
         height, width = image.shape[-2:]
         inputs = assemble_known_input(mirror_pad(image), mirror_pad(hole.to(image.dtype)))
-        return self.generator(inputs).images[0][..., :height, :width].clamp(-1, 1)
+        return self._generate(inputs).images[0][..., :height, :width].float().clamp(-1, 1)
+
+    def _generate(self, inputs: Tensor) -> GeneratorOutput:
+        """(B, 11, H, W) -> what the generator predicts, in ``precision``."""
+        with computing_in(self.precision, self.device):
+            output: GeneratorOutput = self.generator(inputs)
+        return output
 
     @torch.no_grad()
     def structure(self, image: Image.Image | npt.NDArray[Any], mask: Mask) -> list[tuple[Box, Tensor]]:
@@ -206,8 +222,8 @@ class Inpainter:
             signed, inside = shrink(signed, inside, largest)
         height, width = signed.shape[-2:]
         inputs = assemble_known_input(mirror_pad(signed), mirror_pad(inside))
-        gradients = self.generator(inputs).gradients[0][..., :height, :width]
-        return F.interpolate(gradients, hole.shape, mode="bilinear", align_corners=False)[0].float().cpu()
+        gradients = self._generate(inputs).gradients[0][..., :height, :width].float()
+        return F.interpolate(gradients, hole.shape, mode="bilinear", align_corners=False)[0].cpu()
 
     def _predict_small(self, image: Tensor, hole: Tensor) -> Tensor:
         """The same with ``max_side`` as the longer side, enlarged."""

@@ -67,7 +67,7 @@ def _continue(values: Tensor, known: Tensor, levels: int) -> Tensor:
 
 
 def _smooth(start: Tensor, values: Tensor, known: Tensor, sweeps: int) -> Tensor:
-    """Replace each pixel of the hole by the mean of its four neighbours, ``sweeps`` times; sides mirror the last one."""
+    """Replace each pixel of the hole by the mean of its four neighbours, ``sweeps`` times; sides are mirrored."""
     result = start
     for _ in range(sweeps):
         wide = F.pad(result, (1, 1, 1, 1), mode="replicate")

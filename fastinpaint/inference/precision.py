@@ -1,0 +1,47 @@
+"""In which number type and layout a generator fills: what its processor computes fast."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal, get_args
+
+import torch
+
+Precision = Literal["auto", "float32", "bfloat16"]
+_CPU_FEATURES = ("avx512_bf16", "amx_bf16")  # in torch's names
+
+
+def precision_of(wanted: Precision, device: torch.device) -> torch.dtype:
+    """Return the number type that ``wanted`` stands for on ``device``.
+
+    ``"auto"`` is bfloat16 on a GPU that computes it (compute capability 8.0 and above) and on a CPU with AVX512-BF16 or
+    AMX, else float32.
+
+    Raises:
+        ValueError: Another precision.
+    """
+    if wanted not in get_args(Precision):
+        raise ValueError(f"precision must be one of {', '.join(get_args(Precision))}, got {wanted!r}")
+    half = wanted == "bfloat16" or (wanted == "auto" and has_fast_bfloat16(device))
+    return torch.bfloat16 if half else torch.float32
+
+
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """Whether matrix products in bfloat16 have instructions of their own on ``device``."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type == "cpu":  # torch before 2.11 lists no capabilities
+        features: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+        return any(features.get(name, False) for name in _CPU_FEATURES)
+    return False
+
+
+def layout_on(device: torch.device) -> torch.memory_format:
+    """Layout of the weights: channels-last on a GPU, whose convolutions are made for it; on a CPU it is slower."""
+    return torch.channels_last if device.type == "cuda" else torch.contiguous_format
+
+
+def computing_in(precision: torch.dtype, device: torch.device) -> AbstractContextManager[object]:
+    """Run the networks of a block in ``precision`` by autocast: statistics and attention's logits stay float32."""
+    return nullcontext() if precision == torch.float32 else torch.autocast(device.type, precision)
