@@ -1,5 +1,6 @@
 """Filling files: formats, depths, metadata, masks, folders, and what goes wrong."""
 
+import base64
 import errno
 import functools
 import io
@@ -17,7 +18,9 @@ from PIL.PngImagePlugin import PngInfo
 
 from fastinpaint.inference import files
 from fastinpaint.inference.files import FileOptions, inpaint_files
-from fastinpaint.inference.formats import FORMATS
+from fastinpaint.inference.formats import FORMATS, encode
+from fastinpaint.inference.metadata import read_metadata
+from fastinpaint.inference.photo import read_photo
 
 
 @pytest.fixture
@@ -162,6 +165,43 @@ def rich_exif():
 
 
 XMP = b"<x:xmpmeta><dc:title>a title</dc:title><xmp:Thumbnails><rdf:li>/9j/4AAQ</rdf:li></xmp:Thumbnails></x:xmpmeta>"
+
+
+def saved(kind):
+    buffer = io.BytesIO()
+    Image.new("RGB", (64, 64), "red").save(buffer, kind)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "AVIF"])
+def test_previews_are_left_out_however_they_are_stored(kind, tmp_path):
+    preview = saved(kind)
+    encoded = base64.b64encode(preview)
+    lines = b"&#xA;".join(encoded[i : i + 76] for i in range(0, len(encoded), 76))
+    shifted = base64.b64encode(b"xy" + preview)
+    scrambled = b"\x01" + preview[1:] if kind == "JPEG" else preview
+    exif, text = Image.Exif(), PngInfo()
+    exif[Base.ImageDescription], exif[Base.Software] = "a photo", encoded.decode()
+    exif.get_ifd(IFD.Exif).update({Base.MakerNote: b"Maker" + scrambled, Base.UserComment: b"ASCII\0\0\0" + encoded})
+    fields = b"".join(b"<a:b>%b</a:b><a:c d='data:x;base64,%b'/>" % (one, one) for one in (encoded, lines, shifted))
+    text.add_itxt("XML:com.adobe.xmp", (b"<x:xmpmeta><dc:title>a title</dc:title>%b</x:xmpmeta>" % fields).decode())
+    text.add_text("Title", "words")
+    text.add_text("preview", encoded.decode())
+    text.add_text("dump", preview.hex())
+    Image.new("RGB", (40, 30)).save(tmp_path / "a.png", exif=exif, pnginfo=text)
+    photo = read_photo(tmp_path / "a.png")
+    content = bytes(encode(photo.pixels, photo.metadata, tmp_path / "b.png"))
+    for trace in (preview[8:40], encoded[8:40], shifted[12:40], preview.hex()[16:60].encode()):
+        assert trace not in content
+    for kept in (b"a photo", b"a title", b"words"):
+        assert kept in content
+
+
+def test_xmp_in_utf_16_is_left_out():
+    image = Image.new("RGB", (4, 4))
+    image.info["xmp"] = XMP.decode().encode("utf-16")
+    with pytest.warns(RuntimeWarning, match="its XMP is left out, it cannot be read: it is not in UTF-8"):
+        assert not read_metadata(image, "a.jpg").xmp
 
 
 class TestMetadata:

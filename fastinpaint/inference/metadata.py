@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import math
 import re
 import warnings
@@ -22,7 +23,11 @@ _STRUCTURE = {
     *range(512, 522), *range(529, 533), 700, 34377, 34675, 37724, 50706, 50740,
     IFD.Exif, IFD.GPSInfo, IFD.Interop,
 }  # fmt: skip
-_JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n"
+# How pictures start: JPEG (some makers' notes change its first byte), PNG, GIF, WebP, AVIF and HEIC.
+_PICTURE = re.compile(rb"\xd8\xff[\xc0-\xfe]|\x89PNG\r\n|GIF8[79]a|RIFF....WEBP|ftyp(?:avi|hei|mif)", re.DOTALL)
+_SPACING = re.compile(rb"\s|&#x?[0-9a-fA-F]{1,4};")  # breaks long lines of base 64
+_BASE64, _HEX = re.compile(rb"[A-Za-z0-9+/]{64,}"), re.compile(rb"(?:[0-9a-fA-F]{2}){32,}")
+_FIELD = re.compile(rb"(?<=[>\"'])(?:data:[^,<>\"']{0,99},)?([A-Za-z0-9+/=&#;\s]{96,})(?=[<\"'])")  # of XML
 _THUMBNAILS = re.compile(rb"<(\w+:Thumbnails)\b.*?</\1>", re.DOTALL)
 _SPACES = {"L": b"GRAY", "LA": b"GRAY", "I;16": b"GRAY", "I": b"GRAY", "F": b"GRAY", "CMYK": b"CMYK"}
 
@@ -113,17 +118,31 @@ def _exif(image: Image.Image) -> bytes:
 
 
 def _is_picture(value: Any) -> bool:
-    """Tell whether a value holds a picture, as previews in makers' notes do."""
-    return isinstance(value, bytes) and (_JPEG in value or _PNG in value)
+    """Tell whether a value holds a picture, as previews in makers' notes do; also in base 64 or hexadecimal."""
+    if isinstance(value, str):
+        value = value.encode("utf-8", "surrogateescape")
+    if not isinstance(value, bytes):
+        return False
+    dense = _SPACING.sub(b"", value)
+    decoded = [base64.b64decode(run[: len(run) // 4 * 4]) for run in _BASE64.findall(dense)]
+    decoded += [bytes.fromhex(run.decode()) for run in _HEX.findall(dense)]
+    return any(_PICTURE.search(content) for content in (value, *decoded))
 
 
 def _xmp(image: Image.Image) -> bytes:
     found = image.info.get("xmp") or image.info.get("XML:com.adobe.xmp") or b""
     packet = found.encode("utf-8") if isinstance(found, str) else bytes(found)
-    packet = _THUMBNAILS.sub(b"", packet)
-    if b"/9j/" in packet or b"iVBORw0KGgo" in packet:  # a JPEG or PNG file in base 64
+    if b"\0" in packet.strip(b"\0"):
+        raise ValueError("it is not in UTF-8")
+    packet = _FIELD.sub(_without_binary, _THUMBNAILS.sub(b"", packet))
+    if b"/9j/" in packet or b"iVBORw0KGgo" in packet or _is_picture(packet):  # starts of JPEG and PNG in base 64
         raise ValueError("it holds a preview")
     return packet
+
+
+def _without_binary(field: re.Match[bytes]) -> bytes:
+    """The field of an XMP packet, empty if it holds base 64, as previews and depth maps do."""
+    return b"" if max(map(len, _SPACING.split(field[1]))) >= 48 else field[0]
 
 
 def _dpi(image: Image.Image) -> tuple[float, float] | None:
@@ -139,7 +158,7 @@ def _text(image: Image.Image) -> dict[str, str]:
     return {
         str(key): str(value)
         for key, value in found.items()
-        if key != "XML:com.adobe.xmp" and not key.startswith("Raw profile type")
+        if key != "XML:com.adobe.xmp" and not key.startswith("Raw profile type") and not _is_picture(str(value))
     }
 
 

@@ -62,8 +62,9 @@ def pooled_attention(
 def _masked(query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The operands with a column more, which gives masked keys their score; their keys and values are 0."""
     masked = ~key_mask[..., None]  # (B, M, 1)
+    lowered = masked & key_mask.any(1)[:, None, None]  # equal scores where all are masked: 1e30 has no precision left
     query = torch.cat([query, torch.ones_like(query[..., :1])], -1)
-    key = torch.cat([key.masked_fill(masked, 0.0), masked.to(key.dtype) * _MASKED_SCORE], -1)
+    key = torch.cat([key.masked_fill(masked, 0.0), lowered.to(key.dtype) * _MASKED_SCORE], -1)
     return query, key, value.masked_fill(masked, 0.0)
 
 

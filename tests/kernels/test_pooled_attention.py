@@ -1,12 +1,15 @@
+import importlib
+
 import pytest
 import torch
 import triton
 import triton.language as tl
 
-import fastinpaint.ops.pooled_attention  # noqa: F401 - registers
+import fastinpaint as fi
 from fastinpaint.reference import pooled_attention as reference
 from fastinpaint_kernels import pooled_attention as kernels
 
+operator = importlib.import_module("fastinpaint.ops.pooled_attention")  # registers
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
 # bfloat16: weights and the gradients of logits are rounded between the products, by the interpreter towards 0. float16:
@@ -52,6 +55,24 @@ def test_large_logits_do_not_overflow():
 def test_very_small_logits_do_not_vanish():
     query, key, value = _inputs(1, 3, 5, 4, 4)
     _check([query.abs() + 6, key - 6, value], tolerance=3e-5)  # float32 knows a logit of -150 to about 1e-5
+
+
+@pytest.mark.parametrize("attended", ["some", "one", "none"])
+def test_key_mask_is_that_of_the_reference(attended, monkeypatch):
+    monkeypatch.setattr(operator, "_triton_gap", lambda *_: None)  # the interpreter takes CPU tensors
+    inputs = _inputs(2, 5, 13, 3, 2)
+    mask = torch.rand(2, 13) > 0.4
+    if attended != "some":
+        mask[0] = False
+        mask[0, 6] = attended == "one"
+    for tensor in inputs[1:]:
+        tensor[~mask] = float("nan")
+    results = []
+    for backend in ("triton", "reference"):
+        leaves = [x.clone().requires_grad_() for x in inputs]
+        output = fi.pooled_attention(*leaves, key_mask=mask, backend=backend)
+        results.append([output.detach(), *torch.autograd.grad(output.square().sum(), leaves)])
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)
 
 
 def test_memory_layout_does_not_matter_and_costs_no_copy(monkeypatch):
