@@ -99,7 +99,6 @@ class TestGraphs:
         assert torch.equal(found[~inside], image[~inside])
 
 
-@pytest.mark.timeout(1500)  # tracing and conversion take a minute each, and more on a busy machine
 class TestFiles:
     def test_onnx_at_other_sizes(self, exported):
         folder, attention, what, printed = exported

@@ -65,7 +65,6 @@ def test_steps_are_ordered_by_value():
     assert [line.split()[0] for line in listed.splitlines()] == ["machine", *NAMES]
 
 
-@pytest.mark.timeout(900)  # a minute where nothing else is at work
 @pytest.mark.skipif(sys.platform != "linux", reason="Triton is for Linux")
 def test_every_step_of_a_dry_run_passes(tmp_path):
     pytest.importorskip("triton")
@@ -106,10 +105,10 @@ def pytest_xdist():
 
 
 def test_a_kill_leaves_what_was_finished(tmp_path):
-    script = _with_steps(tmp_path, first="echo the first fact", second="echo on; sleep 5", third="echo never")
+    script = _with_steps(tmp_path, first="echo the first fact", second="echo on; sleep 60", third="echo never")
     out = tmp_path / "out"
     process = _run(out, script=script)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 600
     while not (out / "summary.md").is_file() or "- first: passed" not in (out / "summary.md").read_text():
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -124,7 +123,7 @@ def test_a_kill_leaves_what_was_finished(tmp_path):
 def test_a_step_that_fails_or_hangs_does_not_stop_the_others(tmp_path):
     lines = {"broken": "echo what went wrong; exit 5", "endless": "echo begun; sleep 600", "last": "echo the last fact"}
     script = _with_steps(tmp_path, **lines).replace('"in words", 3,', '"in words", 1,')
-    status, output = _finished(_run(tmp_path / "out", "--deadline", "60", script=script.replace("* (6 if", "* (1 if")))
+    status, output = _finished(_run(tmp_path / "out", "--deadline", "300", script=script))
     assert status == 1
     assert "=== broken FAILED with exit status 5" in output
     assert "=== endless STOPPED at its limit" in output
@@ -136,8 +135,8 @@ def test_a_step_that_fails_or_hangs_does_not_stop_the_others(tmp_path):
 
 
 def test_no_step_begins_after_the_deadline(tmp_path):
-    script = _with_steps(tmp_path, slow="sleep 600", late="echo never")
-    status, output = _finished(_run(tmp_path / "out", "--deadline", "6", script=script))
+    script = _with_steps(tmp_path, slow="sleep 600", late="echo never").replace('"in words", 3,', '"in words", 600,')
+    status, output = _finished(_run(tmp_path / "out", "--deadline", "15", script=script))
     assert status == 1
     assert "=== slow STOPPED at its limit" in output
     assert "- late: not begun: the deadline" in output
