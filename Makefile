@@ -80,7 +80,7 @@ test-isa: $(STAMP)
 	for isa in baseline avx2; do \
 		[ "$$best" = "$$isa" ] || [ "$$best" = None ] && break; \
 		echo "FASTINPAINT_ISA=$$isa"; \
-		FASTINPAINT_ISA=$$isa $(BIN)/python -m pytest -q $(OP_TESTS) -k "not instruction_set" || exit 1; \
+		FASTINPAINT_ISA=$$isa $(BIN)/python -m pytest -q -n auto --dist loadfile $(OP_TESTS) -k "not instruction_set" || exit 1; \
 	done
 
 wheel-check: $(STAMP)

@@ -14,6 +14,7 @@ import fastinpaint
 from fastinpaint.cli import main
 from fastinpaint.export import graphs, write
 from fastinpaint.inference.inpainter import Inpainter
+from fastinpaint.models import generator as generator_module
 from fastinpaint.models.generator import InpaintGenerator
 from fastinpaint.ops import _backend
 from fastinpaint.reference import canny as reference
@@ -22,6 +23,14 @@ from tests.helpers.photographs import crops
 
 EXAMPLE = Path(__file__).parent.parent / "docs" / "fill_with_onnx.py"
 ATTENTIONS = ("pooled", "patch")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _two_residual_blocks():
+    """In place of eight, which are all alike: each takes its time to trace and to convert."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(generator_module, "RESIDUAL_BLOCKS", 2)
+        yield
 
 
 def generator(attention, width=2):
