@@ -42,8 +42,9 @@ $(STAMP): $(VENV)/.created pyproject.toml $(NATIVE) $(UNBUILT)
 demo: $(STAMP)
 	$(BIN)/python -m fastinpaint demo
 
+# A worker for each core. A file stays in one worker: its tests share what they compiled or trained.
 test: $(STAMP)
-	$(BIN)/python -m pytest --durations=10
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder --durations=10
 
 sanitize: $(STAMP)
 	$(BIN)/python -m tests.sanitize
@@ -79,7 +80,7 @@ test-isa: $(STAMP)
 	for isa in baseline avx2; do \
 		[ "$$best" = "$$isa" ] || [ "$$best" = None ] && break; \
 		echo "FASTINPAINT_ISA=$$isa"; \
-		FASTINPAINT_ISA=$$isa $(BIN)/python -m pytest -q $(OP_TESTS) -k "not instruction_set" || exit 1; \
+		FASTINPAINT_ISA=$$isa $(BIN)/python -m pytest -q -n auto --dist loadfile $(OP_TESTS) -k "not instruction_set" || exit 1; \
 	done
 
 wheel-check: $(STAMP)

@@ -376,8 +376,8 @@ def pytest_command(check: Check, selection: str, *options: str) -> list[str]:
     files = [p for p in sorted((ROOT / "tests").rglob("test_*.py")) if "mark.gpu" in p.read_text()]
     names = [str(path.relative_to(ROOT)) for path in files if path.name != "test_gpu_check.py"]
     command = [check.python, "-m", "pytest", "-m", "gpu", "-k", selection, "-v", "-rfEs", "--tb=short", "--durations=5"]
-    command += ["-p", "no:cacheprovider", "--timeout", "60", "--timeout-method", "thread", *options]
-    return [*command, *names]
+    command += ["-p", "no:cacheprovider", "--timeout", "600" if check.dry else "60", "--timeout-method", "thread"]
+    return [*command, *options, *names]
 
 
 def in_parallel(check: Check) -> list[str]:

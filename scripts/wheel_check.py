@@ -1,4 +1,4 @@
-"""Build one wheel, then try it beside several releases of torch: every operator on both CPU backends.
+"""Build one wheel, then try it beside several releases of torch: every operator on both CPU backends, and its tests.
 
     python scripts/wheel_check.py [VERSION ...]      default: the oldest that pyproject.toml admits, and the newest
 
@@ -15,6 +15,7 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+TEST_PACKAGES = ("pytest", "hypothesis", "scipy", "scikit-image", "opencv-python-headless")
 SMOKE = """
 import torch, fastinpaint as fi
 from fastinpaint.ops import _backend
@@ -65,14 +66,18 @@ def versions() -> list[str]:
 
 
 def check(wheel: Path, version: str, folder: Path) -> bool:
-    """Install the wheel beside one release of torch, run the smoke; tell whether it passed."""
-    python = folder / "bin" / "python"
+    """Install the wheel beside one release of torch, run the smoke and the tests; tell whether they passed."""
+    python = str(folder / "bin" / "python")
+    operators = sorted(path.stem for path in (ROOT / "fastinpaint" / "ops").glob("[a-z]*.py"))
+    tests = [f"tests/test_{name}.py" for name in operators]
     commands = [
         [sys.executable, "-m", "venv", str(folder)],
-        [str(python), "-m", "pip", "install", "--quiet", f"torch=={version}", str(wheel)],
-        [str(python), "-c", SMOKE],
+        [python, "-m", "pip", "install", "--quiet", f"torch=={version}", str(wheel), *TEST_PACKAGES],
+        [python, "-c", SMOKE],
+        [python, "-m", "pytest", "-q", "-W", "ignore::pytest.PytestUnknownMarkWarning", *tests],
     ]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment["FASTINPAINT_REQUIRE_NATIVE"] = "1"
     try:
         return all(subprocess.run(c, cwd=folder.parent, env=environment, check=False).returncode == 0 for c in commands)
     finally:
@@ -86,6 +91,8 @@ def main(wanted: list[str]) -> int:
         subprocess.run([*command, "--wheel-dir", folder, str(ROOT)], check=True)
         (wheel,) = Path(folder).glob("*.whl")
         print(wheel.name, flush=True)
+        # Away from the sources, so that the tests import what the wheel installed.
+        shutil.copytree(ROOT / "tests", Path(folder, "tests"), ignore=shutil.ignore_patterns("__pycache__"))
         outcomes = {version: check(wheel, version, Path(folder, version)) for version in wanted or versions()}
     failed = [version for version, passed in outcomes.items() if not passed]
     print(f"FAILED beside torch {', '.join(failed)}" if failed else f"passed beside torch {', '.join(outcomes)}")

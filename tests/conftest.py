@@ -2,6 +2,8 @@ import os
 import signal
 
 os.environ.setdefault("MPLBACKEND", "Agg")
+if "PYTEST_XDIST_WORKER" in os.environ:  # before torch and NumPy read it: one core for each worker
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import pytest
@@ -14,6 +16,37 @@ from hypothesis import settings
 # Machines that run this are shared and slow at times: no per-example deadline, and the same examples every time.
 settings.register_profile("suite", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("suite")
+
+MOST_WORKERS = 8  # a worker takes up to 2 GB
+# The files that take longest. They come first, so that at the end no worker is left alone with one of them.
+LONGEST = [
+    "tests/test_export.py",
+    "tests/test_gpu_check.py",
+    "tests/test_canny_cuda.py",
+    "tests/test_distributed.py",
+    "tests/test_training.py",
+    "tests/test_run_folder.py",
+    "tests/kernels/test_pooled_attention.py",
+    "tests/kernels/test_patch_attention.py",
+    "tests/kernels/test_instance_norm.py",
+    "tests/kernels/test_structure_loss.py",
+    "tests/kernels/test_aot.py",
+    "tests/test_painter.py",
+    "tests/test_serve.py",
+]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers():
+    """``-n auto`` is a worker for each core that this process may use; with psutil it would count physical cores."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, MOST_WORKERS)
+
+
+def pytest_collection_modifyitems(items):
+    """Put the longest files first."""
+    rank = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.nodeid.split("::")[0], len(LONGEST)))
 
 
 def pytest_configure(config):

@@ -27,9 +27,6 @@ WALK = {"sigma": 0.0, "low_threshold": 0.1, "high_threshold": 2.0}  # for lines 
 # ---- Compiled ahead -----------------------------------------------------------------------------------------------
 
 
-compiles = pytest.mark.timeout(3600)  # 90 s of a processor, which a busy machine may take long to give
-
-
 @pytest.fixture(scope="module")
 def compiled():
     gap = nvcc_aot.missing()
@@ -38,7 +35,6 @@ def compiled():
     return nvcc_aot.compile_all()
 
 
-@compiles
 def test_no_kernel_spills(compiled):
     assert compiled
     for name, (registers, memory, shared) in compiled.items():
@@ -47,7 +43,6 @@ def test_no_kernel_spills(compiled):
         assert shared == 0
 
 
-@compiles
 def test_resources_are_as_recorded(compiled):
     recorded, release = json.loads(nvcc_aot.RECORDED.read_text()), nvcc_aot.version()
     if release not in recorded:

@@ -30,11 +30,7 @@ EVERY_TERM = LossWeights(
 )  # fmt: skip
 NO_MATCHING = dataclasses.replace(EVERY_TERM, matching_image=0.0, matching_gradient=0.0)
 
-
-pytestmark = [
-    pytest.mark.usefixtures("one_thread"),
-    pytest.mark.timeout(900),  # of two processes that share a busy core
-]
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Features(torch.nn.Module):
@@ -104,7 +100,7 @@ def run_case(weights, ranks=None, accumulate=1, **batches):
 
 @pytest.mark.parametrize(("shared", "accumulate", "count"), [(False, 4, UPDATES), (False, 8, 2), (True, 8, 2)])
 def test_micro_batches_give_the_update_of_the_whole_batch(shared, accumulate, count):
-    options = {"weights": NO_MATCHING, "shared": shared, "count": count}
+    options = {"weights": NO_MATCHING, "shared": shared, "count": count, "size": 16 if count == UPDATES else 32}
     wanted = run_case(**options)
     assert_close(run_case(**options, accumulate=accumulate), wanted)
     assert {"edge_quarter", "l1_half", "style", "discriminator_gradient_penalty"} <= wanted[0][0].keys()
@@ -116,7 +112,7 @@ def test_matching_in_micro_batches_is_refused():
 
 
 CASES = {
-    "a mask for each sample": {"weights": NO_MATCHING},
+    "a mask for each sample": {"weights": NO_MATCHING, "size": 16},
     "one mask": {"weights": EVERY_TERM, "shared": True, "count": 2, "size": 16},
     "micro-batches": {"weights": NO_MATCHING, "accumulate": 2, "count": 2},
 }

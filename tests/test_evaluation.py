@@ -277,7 +277,6 @@ class TestIntervals:
         assert [line.cases for line in summarize(rows, specs)] == [5, 3]
 
 
-@pytest.mark.timeout(1500)  # three processes that import torch, on a machine that may be busy
 def test_an_original_checkpoint_from_conversion_to_scores(photos, tmp_path, capsys):
     """The documented way to repeat the paper's tables, on the checkpoint of a narrow network."""
     checkpoint = Path(__file__).parent / "golden" / "tf_checkpoint_w16"

@@ -14,7 +14,6 @@ from fastinpaint.evaluation import metrics
 from fastinpaint.evaluation.metrics import ORIGINAL, STANDARD, measure
 from tests.helpers.photographs import crops
 
-pytestmark = pytest.mark.timeout(1500)  # the oracles are slow, and slower on a busy machine
 SIZE = 176
 TOLERANCE = 1e-5
 

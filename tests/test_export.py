@@ -17,6 +17,7 @@ import fastinpaint
 from fastinpaint.cli import main
 from fastinpaint.export import aoti, graphs, write
 from fastinpaint.inference.inpainter import Inpainter
+from fastinpaint.models import generator as generator_module
 from fastinpaint.models.generator import InpaintGenerator
 from fastinpaint.ops import _backend
 from fastinpaint.reference import canny as reference
@@ -26,6 +27,14 @@ from tests.helpers.photographs import crops
 EXAMPLE = Path(__file__).parent.parent / "docs" / "fill_with_onnx.py"
 WITHOUT_PYTHON = EXAMPLE.with_name("fill_without_python.cpp")
 ATTENTIONS = ("pooled", "patch")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _two_residual_blocks():
+    """In place of eight, which are all alike: each takes its time to trace and to convert."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(generator_module, "RESIDUAL_BLOCKS", 2)
+        yield
 
 
 def generator(attention, width=2):
@@ -103,7 +112,6 @@ class TestGraphs:
         assert torch.equal(found[~inside], image[~inside])
 
 
-@pytest.mark.timeout(1500)  # tracing and conversion take a minute each, and more on a busy machine
 class TestFiles:
     def test_onnx_at_other_sizes(self, exported):
         folder, attention, what, printed = exported

@@ -1,6 +1,6 @@
 """Tests of the Triton kernels run in Triton's interpreter, which must be chosen before Triton is imported.
 
-Each module runs in its own interpreting pytest process. To pick single tests set TRITON_INTERPRET=1 yourself.
+Each module runs in interpreting pytest processes of its own. To pick single tests set TRITON_INTERPRET=1 yourself.
 """
 
 import importlib.util
@@ -13,19 +13,28 @@ import pytest
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
 INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
 COMPILED = {"test_aot.py", "test_gpu.py"}
+PARTS = {"test_pooled_attention.py": 3, "test_patch_attention.py": 2}  # of modules that take over a minute
+PART = "FASTINPAINT_INTERPRETED_PART"  # "1/3": every third test from the second on
 
 
 class InterpretedModule(pytest.File):
     def collect(self):
-        yield InterpretedRun.from_parent(self, name="interpreted")
+        parts = PARTS.get(self.path.name, 1)
+        for part in range(parts):
+            name = "interpreted" if parts == 1 else f"interpreted[{part + 1} of {parts}]"
+            yield InterpretedRun.from_parent(self, name=name, part=f"{part}/{parts}")
 
 
 class InterpretedRun(pytest.Item):
+    def __init__(self, *, part, **options):
+        super().__init__(**options)
+        self.part = part
+
     def runtest(self):
         if importlib.util.find_spec("triton") is None:
             pytest.skip("needs triton; it is not installed")
-        command = [sys.executable, "-m", "pytest", "-q", "--no-header", str(self.path)]
-        environment = {**os.environ, "TRITON_INTERPRET": "1"}
+        command = [sys.executable, "-m", "pytest", "-q", "--no-header", "-p", "no:cacheprovider", str(self.path)]
+        environment = {**os.environ, "TRITON_INTERPRET": "1", PART: self.part}
         done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             pytest.fail(f"in Triton's interpreter:\n{done.stdout}\n{done.stderr}", pytrace=False)
@@ -35,6 +44,13 @@ def pytest_pycollect_makemodule(module_path, parent):
     if INTERPRETING or module_path.name in COMPILED:
         return None
     return InterpretedModule.from_parent(parent, path=module_path)
+
+
+def pytest_collection_modifyitems(config, items):
+    part, parts = map(int, os.environ.get(PART, "0/1").split("/"))
+    if parts > 1:
+        config.hook.pytest_deselected(items=[item for place, item in enumerate(items) if place % parts != part])
+        items[:] = items[part::parts]
 
 
 if INTERPRETING:
