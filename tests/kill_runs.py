@@ -108,7 +108,7 @@ def _check(config, code, hit, in_time, log):
     if not in_time:
         require(code == 0, f"exit code {code}", log)
     elif isinstance(hit, signal.Signals):  # which kills a run that has not begun
-        require(code in (0, -hit, 130), f"exit code {code} after {hit.name}", log)
+        require(code in (0, -hit, 128 + hit), f"exit code {code} after {hit.name}", log)
     if training_states(folder / "checkpoints"):
         newest = load_newest_training_state(folder / "checkpoints")
         require(not newest.damaged, f"damaged: {newest.damaged}", log)
