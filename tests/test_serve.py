@@ -373,7 +373,7 @@ class TestQueue:
             requests = [pool.submit(client.post, "/api/v1/inpaint", files=files(*photo)) for _ in range(9)]
             reached.acquire(timeout=60)
             while client.app.state.service.worker.counts() != (8, 1):
-                pass
+                assert not any(request.done() for request in requests)  # none is refused
             assert client.post("/api/v1/inpaint", files=files(*photo)).status_code == 429
             gate.set()
             assert {request.result().status_code for request in requests} == {200}
