@@ -446,10 +446,10 @@ class TestWorkers:
         return draw
 
 
-@pytest.mark.parametrize(("workers", "processes"), [(0, 1), (2, 1), (0, 2)])
-def test_killed_runs_end_as_if_never_killed(photographs, tmp_path, workers, processes):
+@pytest.mark.parametrize("workers", [0, 2])  # and of two processes in `make kill`
+def test_killed_runs_end_as_if_never_killed(photographs, tmp_path, workers):
     untouched = dataclasses.replace(run_options(tmp_path, 0, 9), output=str(tmp_path / "untouched"))
-    finish(untouched, tmp_path / "log", processes)
+    finish(untouched, tmp_path / "log")
     killed = run_options(tmp_path, workers, 9)
-    kill_and_resume(killed, 3, workers + processes, tmp_path / "log", processes=processes)
+    kill_and_resume(killed, 3, workers, tmp_path / "log")
     same_end(killed, untouched)
