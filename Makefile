@@ -21,7 +21,7 @@ help:
 	@echo "make sanitize the native kernels under GCC's address, undefined behaviour and thread sanitizers, in ten minutes"
 	@echo "make fuzz     damaged files and odd arguments for ten minutes: no crash, no hang, no undocumented error"
 	@echo "make soak     fifty clients at once against the painter's server for five minutes"
-	@echo "make kill     50 training runs killed at random moments and resumed, bit for bit, in a few minutes"
+	@echo "make kill     75 kills of training runs, resumed each time: bit for bit as if never killed, in a few minutes"
 	@echo "make lint     ruff, mypy, clang-format, import-linter"
 	@echo "make format   let ruff and clang-format rewrite the sources"
 	@echo "make docs     the documentation, into build/site; warnings are errors"
@@ -87,6 +87,7 @@ wheel-check: $(STAMP)
 	$(BIN)/python scripts/wheel_check.py
 
 lock: $(STAMP)
+	$(BIN)/python -m pip install --quiet --no-build-isolation -c constraints.txt -e ".[docs]"
 	@{ sed -n '/^#/p' constraints.txt; $(BIN)/python -m pip freeze --exclude-editable \
 		| sed -E 's/[+][a-z0-9.]+$$//; /^(torch|ruff|mypy|import-linter|clang-format)==/!s/$$/; python_version >= "3.11"/'; } > constraints.new
 	@mv constraints.new constraints.txt

@@ -3,7 +3,8 @@
 `python -m tests.kill_runs --kills 50 --seed 0`. A run is hit by SIGKILL (its process, or its group with the data
 workers) or by SIGTERM, SIGINT or SIGHUP to the group. After each hit there is a whole checkpoint or none was due yet,
 and a run that answered the signal exits with 0 and loses no update. At the end every tensor of its state and every loss
-in its table is bit for bit that of a run that nothing touched.
+in its table is bit for bit that of a run that nothing touched. Of a run of two processes one of them is hit, and what
+is left of it is ended as torchrun does.
 """
 
 import argparse
@@ -20,10 +21,11 @@ import torch
 from fastinpaint.checkpoint.training_state import load_newest_training_state, training_states
 from fastinpaint.losses.objective import LossWeights
 from fastinpaint.training.metrics import read_metrics
-from tests.helpers.runs import command, make_photographs, start, tiny_config
+from tests.helpers.runs import become_rank, command, free_port, make_photographs, start, tiny_config
 
 HITS = ("process", "group", signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _LONGEST = 600  # seconds that a run may take before it counts as hanging
+_GRACE = 30  # seconds after which torchrun kills processes that SIGTERM did not end
 
 
 def run_options(folder, workers, steps):
@@ -35,14 +37,24 @@ def run_options(folder, workers, steps):
     )  # fmt: skip
 
 
-def finish(config, log):
+def launch(config, log, processes=1):
+    """Start a run, or resume it where there is a checkpoint; return its processes."""
+    saved = training_states(Path(config.output) / "checkpoints")
+    arguments = command(config, *(["--resume"] if saved else []))
+    if processes == 1:
+        return [start(arguments, log)]
+    port = free_port()
+    return [start(arguments, log, become_rank, rank, processes, port) for rank in range(processes)]
+
+
+def finish(config, log, processes=1):
     """Train without being touched."""
-    process = start(command(config), log)
-    process.join(_LONGEST)
-    require(process.exitcode == 0, f"exit code {process.exitcode}", log)
+    for process in launch(config, log, processes):
+        process.join(_LONGEST)
+        require(process.exitcode == 0, f"exit code {process.exitcode}", log)
 
 
-def kill_and_resume(config, kills, seed, log, longest=4.0):
+def kill_and_resume(config, kills, seed, log, longest=4.0, processes=1):
     """Hit a run ``kills`` times, each time up to ``longest`` seconds after its start, and then let it end.
 
     Returns:
@@ -51,9 +63,8 @@ def kill_and_resume(config, kills, seed, log, longest=4.0):
     draw = random.Random(seed)
     counts = {}
     for number in range(kills + 1):
-        saved = training_states(Path(config.output) / "checkpoints")
-        process = start(command(config, *(["--resume"] if saved else [])), log)
-        hit = draw.choice(HITS)
+        run = launch(config, log, processes)
+        process, hit = draw.choice(run), draw.choice(HITS)
         process.join(draw.uniform(0, longest) if number < kills else _LONGEST)
         in_time = process.exitcode is None
         if in_time:
@@ -64,7 +75,22 @@ def kill_and_resume(config, kills, seed, log, longest=4.0):
         if number < kills:
             counts[name] = counts.get(name, 0) + in_time
         _check(config, process.exitcode, hit, in_time, log)
+        others = [other for other in run if other is not process]
+        if process.exitcode:
+            _end(others)
+        for other in others:
+            other.join(_LONGEST)
+            require(process.exitcode or other.exitcode == 0, f"exit code {other.exitcode} of another process", log)
     return counts
+
+
+def _end(processes):
+    """End what is left of a run whose process has failed."""
+    for process in processes:
+        process.terminate()
+    for process in processes:
+        process.join(_GRACE)
+        process.kill()
 
 
 def _hit(pid, hit):
@@ -82,7 +108,7 @@ def _check(config, code, hit, in_time, log):
     if not in_time:
         require(code == 0, f"exit code {code}", log)
     elif isinstance(hit, signal.Signals):  # which kills a run that has not begun
-        require(code in (0, -hit, 130), f"exit code {code} after {hit.name}", log)
+        require(code in (0, -hit, 128 + hit), f"exit code {code} after {hit.name}", log)
     if training_states(folder / "checkpoints"):
         newest = load_newest_training_state(folder / "checkpoints")
         require(not newest.damaged, f"damaged: {newest.damaged}", log)
@@ -121,24 +147,30 @@ def _tensors(name, value):
 
 
 def main():
-    """Kill runs with 0 and with 2 workers."""
+    """Kill runs of one process, with 0 and with 2 data workers, and of two processes."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
-    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--kills", type=int, default=25, help="of each of the three runs (default: 25)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--processes", type=int, choices=(1, 2), help="only runs of so many processes")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         make_photographs(folder / "photographs")
-        untouched = dataclasses.replace(run_options(folder, 0, options.steps), output=str(folder / "untouched"))
-        finish(untouched, folder / "untouched.log")
-        for workers in (0, 2):
-            output = str(folder / f"killed-{workers}")
-            config = dataclasses.replace(run_options(folder, workers, options.steps), output=output)
-            kills = options.kills // 2 + (options.kills % 2 if workers else 0)
-            counts = kill_and_resume(config, kills, options.seed + workers, folder / f"killed-{workers}.log")
-            same_end(config, untouched)
-            print(f"{workers} workers, {kills} kills ({counts}): every bit as in the run that nothing touched")
+        for processes, some_workers in ((1, (0, 2)), (2, (0,))):
+            if options.processes not in (None, processes):
+                continue
+            plain = run_options(folder, 0, options.steps)
+            untouched = dataclasses.replace(plain, output=str(folder / f"untouched-{processes}"))
+            finish(untouched, folder / f"untouched-{processes}.log", processes)
+            for workers in some_workers:
+                output = str(folder / f"killed-{processes}-{workers}")
+                config = dataclasses.replace(plain, workers=workers, output=output)
+                log, seed = Path(f"{output}.log"), options.seed + workers + 10 * processes
+                counts = kill_and_resume(config, options.kills, seed, log, processes=processes)
+                same_end(config, untouched)
+                name = f"processes: {processes}, data workers: {workers}, kills: {options.kills}"
+                print(f"{name} ({counts}): every bit as in the run that nothing touched", flush=True)
     return 0
 
 

@@ -3,9 +3,7 @@
 import dataclasses
 import logging
 import multiprocessing
-import os
 import signal
-import socket
 
 import pytest
 import torch
@@ -21,7 +19,7 @@ from fastinpaint.training.metrics import read_metrics
 from fastinpaint.training.sampler import SampleBatches
 from fastinpaint.training.train_step import TrainStep
 from fastinpaint.training.trainer import Trainer
-from tests.helpers.runs import assert_equal, make_photographs
+from tests.helpers.runs import assert_equal, become_rank, free_port, make_photographs
 
 BATCH, UPDATES = 8, 20
 EVERY_TERM = LossWeights(
@@ -162,10 +160,7 @@ def error_of(call):
 
 def _process(rank, port, folder):
     """What each of two processes runs; its results lie in ``folder`` afterwards."""
-    os.environ.update(
-        WORLD_SIZE="2", RANK=str(rank), LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE="2",
-        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
-    )  # fmt: skip
+    become_rank(rank, 2, port)
     torch.set_num_threads(1)
     ranks, found = join("cpu"), {}
     for name, case in CASES.items():
@@ -195,9 +190,7 @@ def two(tmp_path_factory):
     folder = tmp_path_factory.mktemp("two")
     make_photographs(folder / "photographs", count=5)
     interrupted(config_of(folder, "one"))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     context = multiprocessing.get_context("spawn")
     processes = [context.Process(target=_process, args=(rank, port, folder)) for rank in range(2)]
     for process in processes:

@@ -219,6 +219,50 @@ class TestTools:
         page.keyboard.press("Delete")
         same(painting.mask(), wanted & False)
 
+    def test_the_view_follows_the_keyboard(self, painting):
+        page = painting.page
+        page.mouse.move(5, 5)
+        page.focus("#canvas")
+        page.keyboard.press("1")
+        for _ in range(8):
+            page.keyboard.press("+")
+
+        def red():
+            """The first channel within the left and the right side of the canvas: it grows to the right."""
+            page.wait_for_timeout(150)  # a frame
+            shot = Image.open(io.BytesIO(page.locator("#canvas").screenshot())).convert("RGB")
+            return [shot.getpixel((x, shot.height // 4))[0] for x in (12, shot.width - 13)]  # not the focus outline
+
+        right = red()[1]
+        for _ in range(12):
+            page.keyboard.press("Shift+ArrowRight")  # from the middle, 160, to 280
+        assert red()[1] > right + 20
+        page.keyboard.press("h")
+        before = red()
+        for _ in range(12):
+            page.keyboard.press("ArrowLeft")
+        assert red()[0] < before[0] - 20
+
+    def test_drawing_ends_the_comparison(self, painting):
+        page = painting.page
+        painting.tool("rectangle")
+        painting.drag((20, 20), (60, 60))
+        painting.fill()
+        page.evaluate("compare.value = 80; compare.dispatchEvent(new Event('input'))")
+        painting.drag((100, 100), (140, 140))
+        assert page.input_value("#compare") == "0"
+
+    def test_grow_by_what_cannot_be(self, painting):
+        painting.drag((100, 100), (110, 100))
+        before = painting.mask() > 0
+        for value in ("0", "101", ""):
+            painting.page.fill("#grow-by", value)
+            painting.page.click("#grow")
+            playwright.expect(painting.page.locator("#error")).to_have_text("The mask can grow by 1 to 100 pixels.")
+            painting.page.keyboard.press("Escape")
+            playwright.expect(painting.page.locator("#error")).to_be_hidden()
+        same(painting.mask(), before)
+
     def test_load_mask(self, painting, tmp_path):
         wanted = disc(200, 100, 55)
         Image.fromarray(np.where(wanted, 128, 127).astype(np.uint8)).save(tmp_path / "mask.png")
@@ -311,6 +355,27 @@ class TestFill:
         painting.page.click("#undo")
         assert painting.page.is_disabled("#undo")
         assert painting.save("save") == opened
+
+    def test_a_fill_that_is_not_saved_is_not_lost_unasked(self, painting, tmp_path):
+        page, asked = painting.page, []
+
+        def open_another(answer):
+            page.once("dialog", lambda dialog: asked.append(dialog.type) or getattr(dialog, answer)())
+            page.set_input_files("#file", jpeg(tmp_path, (64, 48), "other.jpg"))
+
+        painting.tool("rectangle")
+        painting.drag((20, 20), (60, 60))
+        painting.fill()
+        open_another("dismiss")
+        playwright.expect(page.locator("#status")).to_contain_text("Filled")
+        page.once("dialog", lambda dialog: asked.append(dialog.type) or dialog.dismiss())
+        page.evaluate("setTimeout(() => location.reload())")
+        page.wait_for_timeout(300)
+        assert asked == ["confirm", "beforeunload"]
+        painting.save("save")
+        page.set_input_files("#file", jpeg(tmp_path, (64, 48), "other.jpg"))  # saved: nothing is asked
+        playwright.expect(page.locator("#status")).to_contain_text("other.jpg")
+        assert len(asked) == 2
 
     def test_after_each_stroke(self, painting):
         painting.page.check("#auto")
@@ -429,6 +494,21 @@ class TestPage:
             photo = jpeg(tmp_path, (64, 48), f"{kind}.jpg")
             page.evaluate(give, [kind, "", list(photo.read_bytes()), photo.name])
             playwright.expect(page.locator("#status")).to_contain_text(f"{kind}.jpg, 64 × 48")
+
+    def test_menu_and_wrong_files(self, start, tmp_path):
+        page = start()
+        menu = page.locator("#more .menu")
+        for leave in (lambda: page.keyboard.press("Escape"), lambda: page.mouse.click(500, 650)):
+            page.click("#more summary")
+            playwright.expect(menu).to_be_visible()
+            leave()
+            playwright.expect(menu).to_be_hidden()
+        page.evaluate("""() => {
+            const data = new DataTransfer();
+            data.items.add(new File(["text"], "notes.txt", {type: "text/plain"}));
+            dispatchEvent(new DragEvent("drop", {dataTransfer: data, cancelable: true}));
+        }""")
+        playwright.expect(page.locator("#error")).to_have_text("notes.txt is no picture.")
 
     def test_tiff_which_browsers_do_not_show(self, start, tmp_path):
         page = start()

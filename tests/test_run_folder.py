@@ -446,7 +446,7 @@ class TestWorkers:
         return draw
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, 2])  # and of two processes in `make kill`
 def test_killed_runs_end_as_if_never_killed(photographs, tmp_path, workers):
     untouched = dataclasses.replace(run_options(tmp_path, 0, 9), output=str(tmp_path / "untouched"))
     finish(untouched, tmp_path / "log")

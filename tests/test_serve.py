@@ -15,6 +15,7 @@ import zlib
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -131,6 +132,12 @@ class TestSameAsTheCommandLine:
         found = client.post("/api/v1/inpaint", json={"image": image, "mask": mask}).json()
         assert (found["format"], found["width"], found["height"]) == ("png", 48, 32)
         assert base64.b64decode(found["image"]) == client.post("/api/v1/inpaint", files=files(*photo)).content
+
+    def test_what_took_the_time_is_told(self, client, photo):
+        parts = client.post("/api/v1/inpaint", files=files(*photo)).headers["server-timing"]
+        assert re.fullmatch(r"read;dur=\d+\.\d, fill;dur=\d+\.\d, encode;dur=\d+\.\d", parts)
+        parts = client.post("/api/v1/convert", files={"image": ("a.png", photo[0])}).headers["server-timing"]
+        assert re.fullmatch(r"read;dur=\d+\.\d, encode;dur=\d+\.\d", parts)
 
     def test_convert_by_way_of_png_changes_nothing(self, client, photo):
         """The page fills in PNG and writes the photo's format once, at the end."""
@@ -310,26 +317,31 @@ class TestGuard:
 
 
 class TestQueue:
-    """One request at a time is worked on, one may wait."""
+    """One request at a time is worked on, others may wait."""
 
     @pytest.fixture
     def slow(self, serve, monkeypatch):
-        """A server whose generator waits for `gate`, after it has released `reached`."""
-        client = serve(queue=1, timeout=60)
-        generator = client.app.state.service.painter.generator.generator
-        gate, reached, forward = threading.Event(), threading.Semaphore(0), generator.forward
+        """Starts a server whose generator waits for `gate`, after it has released `reached`."""
+        gate, reached = threading.Event(), threading.Semaphore(0)
 
-        def wait(inputs):
-            reached.release()
-            assert gate.wait(60)
-            return forward(inputs)
+        def start(**settings):
+            client = serve(**settings, timeout=60)
+            generator = client.app.state.service.painter.generator.generator
+            forward = generator.forward
 
-        monkeypatch.setattr(generator, "forward", wait)
-        yield client, gate, reached
+            def wait(inputs):
+                reached.release()
+                assert gate.wait(60)
+                return forward(inputs)
+
+            monkeypatch.setattr(generator, "forward", wait)
+            return client, gate, reached
+
+        yield start
         gate.set()
 
     def test_full(self, slow, photo):
-        client, gate, reached = slow
+        client, gate, reached = slow(queue=1)
         with ThreadPoolExecutor(2) as pool:
             first = pool.submit(client.post, "/api/v1/inpaint", files=files(*photo), headers={"X-Request-ID": "a" * 8})
             reached.acquire(timeout=60)
@@ -354,6 +366,17 @@ class TestQueue:
         text = client.get("/metrics").text
         assert 'fastinpaint_jobs_total{result="done"} 3' in text
         assert 'fastinpaint_requests_total{route="/api/v1/inpaint",status="429"} 1' in text
+
+    def test_eight_wait_by_default(self, slow, photo):
+        client, gate, reached = slow()
+        with ThreadPoolExecutor(9) as pool:
+            requests = [pool.submit(client.post, "/api/v1/inpaint", files=files(*photo)) for _ in range(9)]
+            reached.acquire(timeout=60)
+            while client.app.state.service.worker.counts() != (8, 1):
+                assert not any(request.done() for request in requests)  # none is refused
+            assert client.post("/api/v1/inpaint", files=files(*photo)).status_code == 429
+            gate.set()
+            assert {request.result().status_code for request in requests} == {200}
 
     def test_time_is_up(self, serve, photo, monkeypatch):
         client = serve(timeout=0.05)
@@ -519,6 +542,18 @@ class TestProcess:
             assert future.result().status_code == 200
             process.wait(60)
         assert not list(folder.iterdir())
+
+    def test_the_command_line_has_the_defaults_of_the_settings(self, model, monkeypatch):
+        seen = []
+
+        def server(inpainter, settings, port):
+            seen.append((settings, port))
+            return SimpleNamespace(address="", run=lambda open_browser: None)
+
+        monkeypatch.delenv("FASTINPAINT_TOKEN", raising=False)
+        monkeypatch.setattr("fastinpaint.serve.server.Server", server)
+        assert main(["serve", "--model", str(model), "--device", "cpu"]) == 0
+        assert seen == [(Settings(), 7860)]
 
     def test_errors_of_users(self, model, capsys):
         assert main(["serve", "--model", str(model), "--host", "0.0.0.0"]) == 1

@@ -613,7 +613,7 @@ class TestSmall:
     def test_workers_of_a_cuda_run_give_the_same_batches(self, config, monkeypatch):
         whole = Trainer(config)
         whole.run()
-        monkeypatch.setattr("fastinpaint.training.trainer.worker_context", lambda cuda: worker_context(cuda=True))
+        monkeypatch.setattr("fastinpaint.training.batches.worker_context", lambda cuda: worker_context(cuda=True))
         apart = Trainer(dataclasses.replace(config, output=config.output + "-apart", workers=2))
         apart.run()
         assert worker_context(cuda=False).get_start_method() == multiprocessing.get_start_method()

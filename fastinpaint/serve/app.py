@@ -274,7 +274,10 @@ def _add_pictures(app: FastAPI, service: Service) -> None:
 
 
 def _answer(result: Result, is_json: bool) -> Response:
+    timing = ", ".join(f"{name};dur={1000 * seconds:.1f}" for name, seconds in result.seconds.items())
+    headers = {"Server-Timing": timing} if timing else {}
     if is_json:
         image = base64.b64encode(result.data).decode()
-        return JSONResponse({"image": image, "format": result.format, "width": result.width, "height": result.height})
-    return Response(result.data, media_type=FORMATS[result.format][1])
+        content = {"image": image, "format": result.format, "width": result.width, "height": result.height}
+        return JSONResponse(content, headers=headers)
+    return Response(result.data, media_type=FORMATS[result.format][1], headers=headers)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import io
 import math
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, TypeVar, cast
 
@@ -49,12 +50,27 @@ class RequestError(Exception):
 
 @dataclass(frozen=True)
 class Result:
-    """An encoded picture."""
+    """An encoded picture, and the seconds that went into it: ``read``, ``fill``, ``encode``."""
 
     data: bytes
     format: str
     width: int
     height: int
+    seconds: dict[str, float] = field(default_factory=dict, compare=False)
+
+
+class Stopwatch:
+    """Seconds of the parts of some work, by name."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._since = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        """Say that what was done since the last lap, or the start, is called ``name``."""
+        now = time.perf_counter()
+        self.seconds[name] = now - self._since
+        self._since = now
 
 
 class Painter:
@@ -96,6 +112,7 @@ class Painter:
             RequestError: The request cannot be served as it is.
             Cancelled: The job was cancelled.
         """
+        watch = Stopwatch()
         kept = self._check(image, "image")
         photo = self._read(image)
         file_format = file_format or kept
@@ -103,10 +120,16 @@ class Painter:
             inpainter = self._inpainter(strategy, max_side)
             self._check_whole(inpainter, photo)
             hole = self._hole(mask, invert_mask)
+            watch.lap("read")
             job.expected = expected_passes(inpainter, hole)
             photo.pixels = _refusing(lambda: inpainter.fill_many([photo.pixels], [hole])[0])
+            watch.lap("fill")
+        else:
+            watch.lap("read")
         job.check()
-        return _encode(photo, file_format, draft)
+        result = _encode(photo, file_format, draft)
+        watch.lap("encode")
+        return replace(result, seconds=watch.seconds)
 
     def structure(self, job: Job, image: bytes, mask: bytes, kind: Structure, invert_mask: bool = False) -> Result:
         """Draw the predicted edges or gradients as PNG of the picture's size, transparent beside the hole.

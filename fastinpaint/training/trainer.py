@@ -13,35 +13,27 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from fastinpaint.checkpoint.training_state import save_training_state
-from fastinpaint.data.dataset import InpaintDataset
-from fastinpaint.data.decoded import DecodedImages
-from fastinpaint.data.masks import MaskSampler
+from fastinpaint.training.batches import Batches
 from fastinpaint.training.build import build_train_step
 from fastinpaint.training.config import TrainConfig
 from fastinpaint.training.distributed import join
 from fastinpaint.training.initial import initial_weights
-from fastinpaint.training.interrupts import StopRequest, blocked_signals, prepare_worker, worker_context
-from fastinpaint.training.metrics import MetricsLog, NotFinite, Window, draw_curves, read_metrics
-from fastinpaint.training.options import differences, from_mapping, modernise, to_mapping
-from fastinpaint.training.report import write_report
+from fastinpaint.training.interrupts import StopRequest
+from fastinpaint.training.metrics import NotFinite, Window
+from fastinpaint.training.options import to_mapping
+from fastinpaint.training.record import Record
+from fastinpaint.training.resume import compare_circumstances, compare_options, modern_names
 from fastinpaint.training.run_folder import RunFolder, is_no_space
-from fastinpaint.training.sampler import SampleBatches, SampleStream
-from fastinpaint.training.samples import COLUMNS, draw_samples
-from fastinpaint.training.tensorboard import TensorBoard
-from fastinpaint.training.validation import JUDGED, Validation
-from fastinpaint.training.workers import explained, spare_cores
-from fastinpaint.visualize.sheets import draw_sheet
+from fastinpaint.training.validation import JUDGED
 
 logger = logging.getLogger(__name__)
 
 _COMPARE_EVERY = 1000  # updates after which the weights of all processes are compared
 _IN_FLIGHT = 2  # updates that may be queued on a GPU before the host waits
-_RENAMED = {"kernels_optimizer": "muon_optimizer"}  # in checkpoints
 
 
 class Trainer:
@@ -75,22 +67,14 @@ class Trainer:
             raise FileExistsError(f"{saved[-1]} exists: pass --resume to go on, or another --output")
         if resume and not saved:
             raise FileNotFoundError(f"nothing to resume: no checkpoint in {self.folder.checkpoints}")
-        with self.ranks.first_on_machine():
-            self.images = InpaintDataset(config.data, config.image_size, config.crop, config.seed, flip=config.flip)
-        self.ranks.require_same("the number of images", len(self.images))
-        self.masks = self._mask_sampler(config.image_size)
-        self.validation = (
-            Validation(config.validation, config.masks, config.image_size, config.validation_count)
-            if config.validation is not None and self.ranks.main
-            else None
-        )
+        self.batches = Batches(config, self.ranks)
+        self.record = Record(config, self.folder, self.batches) if self.ranks.main else None
         self.ranks.on_main(self.folder.claim)
         self.train_step = build_train_step(config, self.ranks)
         self.step = 0
         self.seconds = 0.0  # of training, those before a resume included
         self.best: dict[str, float] = {}  # step and scores of the best validation
         self.stopped = False  # by a signal
-        self._board: TensorBoard | None = None
         self._whole = True  # no update is under way
         self._saved_at = time.perf_counter()  # when a checkpoint was written, or the run began
         if resume:
@@ -125,13 +109,14 @@ class Trainer:
         return self.folder.model
 
     def _run(self, request: StopRequest) -> None:
-        log = self._open_log() if self.ranks.main else None
-        decoded = self._decode() if self.config.cache else None
+        if self.record is not None:
+            self.record.open(self.step)
+        decoded = self.batches.decode(self.folder.path / self.ranks.file("decoded.u8")) if self.config.cache else None
         try:
-            self._loop(log, request)
+            self._loop(request)
         except FloatingPointError:
             if self.train_step.finite():
-                self._finish(log)
+                self._finish()
             raise
         except Exception:
             if self._whole:
@@ -139,26 +124,12 @@ class Trainer:
                     self._save()
             raise
         else:
-            self._finish(log)
+            self._finish()
         finally:
             if decoded is not None and self.ranks.local_rank == 0:
                 decoded.close()
-            if self._board is not None:
-                self._board.close()
-
-    def _open_log(self) -> MetricsLog:
-        self.folder.write(self.folder.config, self.config.to_yaml())
-        self._board = TensorBoard(self.folder.tensorboard, self.step) if self.config.tensorboard else None
-        return MetricsLog(self.folder.metrics, self.step, self._board)
-
-    def _decode(self) -> DecodedImages:
-        """Decode all images, once on each machine."""
-        first = self.ranks.rank - self.ranks.local_rank  # of this machine
-        path = self.folder.path / self.ranks.file("decoded.u8")
-        mine = self.images.decode_all(path) if self.ranks.rank == first else None
-        decoded: DecodedImages = self.ranks.gather(mine)[first]
-        self.images.read_from(decoded)
-        return decoded
+            if self.record is not None:
+                self.record.close()
 
     @property
     def _part(self) -> float:
@@ -168,8 +139,8 @@ class Trainer:
     def _ended(self) -> bool:
         return self._part >= 1
 
-    def _loop(self, log: MetricsLog | None, request: StopRequest) -> None:
-        config, train_step = self.config, self.train_step
+    def _loop(self, request: StopRequest) -> None:
+        config, train_step, record = self.config, self.train_step, self.record
         window, pace = Window(config.batch_size, self.step), 1.0
         before, start = self.seconds, time.perf_counter()
         batches = self._batches()
@@ -205,18 +176,16 @@ class Trainer:
                 bar.update()
                 if self.step % config.log_every == 0 or self._ended:
                     row, not_finite = window.close()
-                    counted = {"step": self.step, "seconds": round(self.seconds, 3)}
-                    if log is not None:
-                        log.write({**counted, "learning_rate": config.learning_rate * pace, **row})
+                    if record is not None:
+                        record.write({**self._counted, "learning_rate": config.learning_rate * pace, **row})
                     self._check(row, not_finite)
                     bar.set_postfix({name: f"{value:.3g}" for name, value in row.items() if value}, refresh=False)
                 if _due(self.step, _COMPARE_EVERY):
                     self.ranks.require_same_tensors(train_step.tensors())
-                if log is not None and _due(self.step, config.validate_every) and not self._ended:
-                    self._validate(log)
-                if log is not None and _due(self.step, config.sample_every):
-                    self._draw_samples()
-                    self._draw_curves(log)
+                if record is not None and _due(self.step, config.validate_every) and not self._ended:
+                    self._validate(record)
+                if record is not None and _due(self.step, config.sample_every):
+                    record.draw(train_step, self.step)
                 if _due(self.step, config.checkpoint_every) or self._overdue():
                     self._save()
 
@@ -229,93 +198,57 @@ class Trainer:
             if request.stopped:
                 return None
             raise
-        except Exception as error:
-            raise explained(error, self.config.data_timeout) from error
 
     def _overdue(self) -> bool:
         minutes = self.config.checkpoint_minutes
         return minutes > 0 and time.perf_counter() - self._saved_at > 60 * minutes
 
     def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Images (B, 3, s, s) uint8 and masks (B, 1, s, s) or (1, 1, s, s) of the updates to come, s as it is then."""
+        """Images and masks of the updates to come, in crops of the size that is due."""
         while True:
             size = self.config.size_at(self._part)
-            masks = self._mask_sampler(size)
-            with blocked_signals():  # a worker must not be hit before it can ignore them
-                loaded = iter(self._loader(size, masks))
-            for batch in loaded:
-                yield (batch[0], masks.sample(self.step)) if self.config.masks.shared else (batch[0], batch[1])
+            for batch in self.batches.stream(self.step, size):
+                yield batch
                 if self.config.size_at(self._part) != size:
                     logger.info("crops of %d pixels from update %d on", self.config.size_at(self._part), self.step)
                     self.train_step.forget_graph()
                     break
 
-    def _loader(self, size: int, masks: MaskSampler) -> DataLoader[tuple[Tensor, ...]]:
-        config, cuda = self.config, self.train_step.device.type == "cuda"
-        images = self.images if size == self.images.image_size else self.images.of_size(size)
-        workers = spare_cores(self.ranks.local_count) if config.workers < 0 else config.workers
-        return DataLoader(
-            SampleStream(images, config.seed, None if config.masks.shared else masks),
-            batch_sampler=SampleBatches(config.batch_size, self.step, config.steps, self.ranks.rank, self.ranks.count),
-            num_workers=workers,
-            worker_init_fn=prepare_worker,
-            pin_memory=cuda,
-            multiprocessing_context=worker_context(cuda) if workers else None,
-            timeout=config.data_timeout if workers else 0,
-        )
+    @property
+    def _counted(self) -> dict[str, float]:
+        return {"step": self.step, "seconds": round(self.seconds, 3)}
 
-    def _mask_sampler(self, size: int) -> MaskSampler:
-        return MaskSampler(self.config.masks, size, size, self.config.seed)
-
-    def _draw_samples(self) -> None:
-        rows = draw_samples(self.train_step, self.images, self.masks, self.config.sample_count)
-        if self._board is not None:
-            self._board.add_samples(rows, self.step)
-        if rows:
-            sheet = [{name: row[name] for name in COLUMNS} for row in rows]
-            draw_sheet(sheet, self.folder.samples / f"step_{self.step:08d}.png")
-
-    def _draw_curves(self, log: MetricsLog) -> None:
-        try:
-            draw_curves(read_metrics(log.path), self.folder.curves)
-        except ImportError as error:
-            logger.warning("no %s: %s", self.folder.curves.name, error)
-
-    def _validate(self, log: MetricsLog) -> None:
+    def _validate(self, record: Record) -> None:
         """Measure; keep the weights and the state of the best."""
-        if self.validation is None:
-            return
-        scores = self.validation.measure(self.train_step, self.config.batch_size)
-        log.write({"step": self.step, "seconds": round(self.seconds, 3), **scores})
-        logger.info("update %d: %s", self.step, ", ".join(f"{name} {value:.4f}" for name, value in scores.items()))
-        if not self.best or scores[JUDGED] > self.best[JUDGED]:
+        scores = record.validate(self.train_step, self._counted)
+        if scores is not None and (not self.best or scores[JUDGED] > self.best[JUDGED]):
             self.best = {"step": self.step, **scores}
             self.train_step.result.save_pretrained(self.folder.best)
             self.folder.save_best(self._state())
 
-    def _finish(self, log: MetricsLog | None) -> None:
+    def _finish(self) -> None:
         """Leave everything behind that a run leaves, finished or not; the weights first."""
         self.ranks.require_same_tensors(self.train_step.tensors())
         self._save()
-        if log is None:
+        record = self.record
+        if record is None:
             return
         self.train_step.result.save_pretrained(self.folder.model)
         if self.train_step.discriminator is not None:
             self.train_step.discriminator.save_pretrained(self.folder.discriminator)
-        if self._ended and not any(row["step"] == self.step and JUDGED in row for row in read_metrics(log.path)):
-            self._validate(log)
+        if self._ended and not record.validated(self.step):
+            self._validate(record)
             self._save()
-        self._draw_curves(log)
+        record.draw_curves()
         if self.config.sample_every:
-            self._draw_samples()
+            record.draw_samples(self.train_step, self.step)
         done = "Ended" if self._ended else "Stopped, to be resumed,"
-        text = f"{done} after {self.step:,} updates in {self.seconds:,.0f} s of training."
-        write_report(self.folder, self.config, text, self.best)
+        record.report(f"{done} after {self.step:,} updates in {self.seconds:,.0f} s of training.", self.best)
 
     def _state(self) -> dict[str, Any]:
         options = to_mapping(self.config)
         state = {"step": self.step, "seconds": self.seconds, "best": self.best, "config": options}
-        state |= {"images": len(self.images), "processes": self.ranks.count}
+        state |= {"images": len(self.batches.images), "processes": self.ranks.count}
         return {**state, **self.train_step.state_dict()}
 
     def _save(self) -> None:
@@ -326,38 +259,18 @@ class Trainer:
         self._saved_at = time.perf_counter()
 
     def _load(self) -> None:
-        path, state = self.folder.load(set_aside=self.ranks.main)
-        state = {_RENAMED.get(name, name): value for name, value in state.items()}
+        path, saved = self.folder.load(set_aside=self.ranks.main)
+        state = modern_names(saved)
         self.step, self.seconds = state.pop("step"), state.pop("seconds", 0.0)
         self.best = state.pop("best", {})
-        self._compare(path, state.pop("config", None), state.pop("images", None))
+        compare_options(path, state.pop("config", None), self.config, self.step)
+        images, processes = state.pop("images", None), state.pop("processes", 1)
         self.ranks.require_same("the update to resume after", self.step)
-        processes = state.pop("processes", 1)
-        if processes != self.ranks.count:
-            logger.info(
-                "saved by %d process%s, resumed by %d: the same batches, sums in another order",
-                *(processes, "" if processes == 1 else "es", self.ranks.count),
-            )
+        compare_circumstances((images, len(self.batches.images)), (processes, self.ranks.count), self.step)
         try:
             self.train_step.load_state_dict(state)
         except (RuntimeError, ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path} does not fit these options: {error}") from error
-
-    def _compare(self, path: Path, saved: dict[str, Any] | None, images: int | None) -> None:
-        """Name what differs from the run so far; refuse what cannot."""
-        before = TrainConfig.of_run(self.folder.path) if saved is None else _config_of(saved)
-        networks = before.networks
-        for name, value in self.config.networks.items():
-            if networks.get(name) != value:
-                raise ValueError(f"{path} does not fit these options: {name} was {networks.get(name)}, now {value}")
-        changed = differences(before, self.config)
-        if "init_from" in changed:
-            raise ValueError("init_from begins a new run: take another --output, or leave it out to resume")
-        changed.pop("output", None)
-        for name, (old, new) in changed.items():
-            logger.warning("option %s was %s until update %d and is %s from now on", name, old, self.step, new)
-        if images not in (None, len(self.images)):
-            logger.warning("there were %s images until update %d and are %d now", images, self.step, len(self.images))
 
     def _take_weights(self, source: str) -> None:
         try:
@@ -369,25 +282,11 @@ class Trainer:
         if not_finite is not None:
             path = self.folder.not_finite / f"update-{not_finite.step + 1:08d}.pt"
             if self.ranks.main:
-                self._keep_batch(path, not_finite)
+                batch = self.batches.of_update(not_finite.step, not_finite.size)
+                save_training_state(path, {"step": not_finite.step, "terms": not_finite.terms, **batch})
             raise FloatingPointError(f"{not_finite}; its batch is in {path}")
         if row["skipped"] == 1:
             raise FloatingPointError(f"no gradients that are finite by update {self.step}")
-
-    def _keep_batch(self, path: Path, at: NotFinite) -> None:
-        """Save the terms and, read anew by their numbers, the samples of an update of all processes."""
-        numbers = next(iter(SampleBatches(self.config.batch_size, at.step, at.step + 1)))
-        masks = self._mask_sampler(at.size)
-        stream = SampleStream(self.images.of_size(at.size), self.config.seed)
-        shared = self.config.masks.shared
-        state = {
-            "step": at.step,
-            "terms": at.terms,
-            "numbers": numbers,
-            "images": torch.stack([stream[number][0] for number in numbers]),  # (B, 3, s, s) uint8
-            "masks": torch.cat([masks.sample(number) for number in ([at.step] if shared else numbers)]),
-        }
-        save_training_state(path, state)
 
 
 class _Queue:
@@ -406,10 +305,6 @@ class _Queue:
         self.events.append(event)
         if len(self.events) > _IN_FLIGHT:
             self.events.popleft().synchronize()
-
-
-def _config_of(saved: dict[str, Any]) -> TrainConfig:
-    return from_mapping(TrainConfig, modernise(TrainConfig, saved))
 
 
 def _due(step: int, every: int) -> bool:

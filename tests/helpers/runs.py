@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import socket
 import sys
 
 import numpy as np
@@ -49,6 +50,21 @@ def command(config, *more):
     with open(path, "w", encoding="utf-8") as file:
         file.write(config.to_yaml())
     return ["train", "--config", path, *more]
+
+
+def free_port():
+    """Return a TCP port of this machine that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def become_rank(rank, count, port):
+    """Describe this process in its environment as torchrun does: one of ``count`` on this machine."""
+    os.environ.update(
+        WORLD_SIZE=str(count), RANK=str(rank), LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE=str(count),
+        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
+    )  # fmt: skip
 
 
 def start(arguments, log, prepare=None, *values):

@@ -6,7 +6,7 @@ import { View } from "./view.js";
 
 const byId = (id) => document.getElementById(id);
 const view = new View(byId("canvas"));
-const app = { photo: null, tool: "brush", size: 40, busy: null, finish };
+const app = { photo: null, tool: "brush", size: 40, busy: null, begin, finish };
 const pointer = new Pointer(app, view);
 let overlay = null; // predicted edges or gradients: {kind, picture}
 let held = false; // the key that shows the photo before
@@ -70,8 +70,12 @@ function progress({ state, ahead, passes, expected }) {
   if (expected > 1) byId("progress").value = Math.min(passes / expected, 0.95);
 }
 
-const open = (file) =>
-  busy("Opening…", async () => {
+// Whether a fill would be lost.
+const unsaved = () => app.photo && ![app.photo.first, app.photo.saved].includes(app.photo.now);
+
+async function open(file) {
+  if (unsaved() && !confirm("The filled photo is not saved. Open another one all the same?")) return;
+  await busy("Opening…", async () => {
     const photo = await Photo.open(file, (box) => app.photo === photo && refresh(box));
     app.photo = photo;
     const { mask } = photo;
@@ -80,7 +84,9 @@ const open = (file) =>
     refresh(photo.whole());
     say(`${file.name || "Photo"}, ${mask.width} × ${mask.height} pixels`);
     byId("canvas").focus();
-  }).then(() => app.photo || refresh(null));
+  });
+  if (!app.photo) refresh(null);
+}
 
 async function openSample() {
   const response = await fetch("/page/sample.jpg");
@@ -92,6 +98,12 @@ const loadMask = (file) =>
     await app.photo.loadMask(file);
     say("Mask loaded.");
   });
+
+// A stroke begins: the hole must be seen.
+function begin() {
+  byId("compare").value = 0;
+  compare();
+}
 
 function finish(name, box) {
   if (!app.photo.commit(name, box)) return;
@@ -124,11 +136,12 @@ const show = (kind) =>
 
 function save(what, make) {
   return busy("Saving…", async () => {
-    const link = document.createElement("a"), name = app.photo.name(what);
+    const link = document.createElement("a"), { photo } = app, { now } = photo, name = photo.name(what);
     link.href = URL.createObjectURL(await make());
     link.download = name;
     link.click();
     setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
+    if (what === "filled") photo.saved = now;
     say(`Saved: ${name}.`);
   });
 }
@@ -147,7 +160,12 @@ function choose(tool) {
 
 const edit = (work) => app.photo && !app.busy && work(app.photo);
 const clear = () => edit((photo) => photo.clear() && say("Mask cleared."));
-const grow = () => edit((photo) => photo.grow(Number(byId("grow-by").value)) && say("Mask grown."));
+const grow = () =>
+  edit((photo) => {
+    const by = byId("grow-by");
+    if (!by.checkValidity()) fail(new Error(`The mask can grow by ${by.min} to ${by.max} pixels.`));
+    else if (photo.grow(Number(by.value))) say("Mask grown.");
+  });
 const openDialog = () => !app.busy && byId("file").click();
 
 const CLICKS = {
@@ -177,6 +195,7 @@ const CLICKS = {
 };
 for (const [id, action] of Object.entries(CLICKS)) byId(id).addEventListener("click", action);
 byId("more").addEventListener("click", (event) => event.target.matches("button") && (byId("more").open = false));
+addEventListener("pointerdown", (event) => byId("more").contains(event.target) || (byId("more").open = false), true);
 for (const input of document.querySelectorAll("[name=tool]")) input.addEventListener("change", () => choose(input.value));
 byId("size").addEventListener("input", (event) => resize(Number(event.target.value)));
 byId("compare").addEventListener("input", compare);
@@ -218,7 +237,12 @@ function hold(on) {
 addEventListener("keydown", (event) => {
   if (byId("keys").open) return;
   const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
-  if (key === "Escape") return app.busy ? app.busy.abort() : pointer.abandon();
+  if (key === "Escape") {
+    if (app.busy) return app.busy.abort();
+    byId("more").open = false;
+    fail(null);
+    return pointer.abandon();
+  }
   let action = KEYS[key];
   if (event.ctrlKey || event.metaKey) {
     const redo = key === "y" || (key === "z" && event.shiftKey);
@@ -234,10 +258,12 @@ addEventListener("blur", () => hold(false));
 
 const stage = document.querySelector(".stage");
 const receive = (items) => {
-  const file = [...(items?.files ?? [])].find((each) => each.type.startsWith("image/") || !each.type);
+  const files = [...(items?.files ?? [])], file = files.find((each) => each.type.startsWith("image/") || !each.type);
   if (file) open(file);
+  else if (files.length) fail(new Error(`${files[0].name} is no picture.`));
   return Boolean(file);
 };
+addEventListener("beforeunload", (event) => unsaved() && event.preventDefault());
 addEventListener("paste", (event) => receive(event.clipboardData) && event.preventDefault());
 addEventListener("dragover", (event) => {
   event.preventDefault();

@@ -26,6 +26,7 @@ export class Photo {
     this.stem = (file.name || "photo").replace(/\.[^.]*$/, "");
     this.format = FORMATS[file.type] || "png";
     this.now = this.first = { file, picture }; // `file` keeps metadata and depth, `picture` is what is shown
+    this.saved = null; // the state that was saved last
     this.last = null; // the last fill: {file, mask}
     this.mask = new Mask(picture.width, picture.height);
     this.committed = this.mask.clone(); // as of the last step

@@ -3,7 +3,7 @@
 import { TOOLS } from "./tools.js";
 
 export class Pointer {
-  // app: {photo, tool, size, busy, finish(tool, box)}
+  // app: {photo, tool, size, busy, begin(), finish(tool, box)}
   constructor(app, view) {
     Object.assign(this, { app, view, fingers: new Map(), tool: null, panning: false });
     const { canvas } = view, listen = (type, handler) => canvas.addEventListener(type, handler.bind(this));
@@ -88,6 +88,7 @@ export class Pointer {
 
   start([x, y]) {
     if (this.app.busy || this.app.tool === "hand") return;
+    this.app.begin();
     this.tool = TOOLS[this.app.tool];
     this.show(this.tool.begin(this.app.photo, x, y, this.radius));
   }
@@ -121,12 +122,14 @@ export class Pointer {
     if (!this.app.photo || event.ctrlKey || event.metaKey || event.altKey || (!step && event.key !== " ")) return;
     event.preventDefault();
     const { width, height } = this.app.photo.mask, far = event.shiftKey ? 10 : 1, { cursor } = this.view;
+    if (this.app.tool === "hand") return step && this.view.pan(-20 * far * step[0], -20 * far * step[1]);
     let [x, y] = cursor ? [Math.round(cursor.x), Math.round(cursor.y)] : [width >> 1, height >> 1];
     if (step) [x, y] = [x + far * step[0], y + far * step[1]];
     [x, y] = [Math.min(Math.max(x, 0), width - 1), Math.min(Math.max(y, 0), height - 1)];
     if (step) this.draw([x, y]);
     else if (this.tool) this.finish();
     else this.start([x, y]);
+    this.view.reveal(x, y);
     this.hover([x, y]);
   }
 }

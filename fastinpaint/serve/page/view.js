@@ -76,6 +76,15 @@ export class View {
     this.draw();
   }
 
+  // Pan so that a pixel of the picture is on the canvas.
+  reveal(x, y) {
+    const { clientWidth, clientHeight } = this.canvas, edge = 8;
+    const shift = (at, size) => (at < edge ? edge - at : Math.min(size - edge - at, 0));
+    const dx = shift(this.x + (x + 0.5) * this.scale, clientWidth);
+    const dy = shift(this.y + (y + 0.5) * this.scale, clientHeight);
+    if (dx || dy) this.pan(dx, dy);
+  }
+
   // CSS pixels of the canvas -> pixel centres of the picture.
   toPicture(x, y) {
     return [(x - this.x) / this.scale - 0.5, (y - this.y) / this.scale - 0.5];
