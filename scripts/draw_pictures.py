@@ -7,15 +7,15 @@ ships, with the model that ships. docs/demo.png is what ``make demo`` draws, the
 
 import contextlib
 import io
-import runpy
 import shutil
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image, ImageChops, ImageDraw
 
 import fastinpaint as fi
 from fastinpaint.cli import main as command
@@ -41,6 +41,14 @@ def run(*arguments: object) -> str:
 def pixels(path: Path) -> Cell:
     """A picture file as (H, W, 3) uint8."""
     return np.asarray(Image.open(path).convert("RGB"))
+
+
+def sheet(rows: list[dict[str, Cell]], name: str, cell: int, notes: Sequence[str] = ()) -> None:
+    """Draw a contact sheet without the white below cells that are wider than high."""
+    draw_sheet(rows, OUTPUT / name, cell=cell, notes=notes)
+    picture = Image.open(OUTPUT / name)
+    _, _, _, bottom = ImageChops.difference(picture, Image.new("RGB", picture.size, "white")).getbbox()
+    picture.crop((0, 0, picture.width, bottom + 6)).save(OUTPUT / name)
 
 
 def photographs(work: Path) -> Path:
@@ -71,7 +79,7 @@ def inpaint(work: Path) -> None:
         filled = work / f"{strategy}.png"
         run("inpaint", "--image", photo, "--mask", mask, "--output", filled, "--strategy", strategy, "--device", "cpu")
         row[f"filled.png, --strategy {strategy}"] = pixels(filled)
-    draw_sheet([row], OUTPUT / "inpaint.png", cell=320)
+    sheet([row], "inpaint.png", cell=320)
 
 
 def masks(work: Path) -> None:
@@ -81,7 +89,7 @@ def masks(work: Path) -> None:
         run("masks", "--output", work / kind, "--kind", kind, "--bins", "--count", 1)
         folders = sorted(path for path in (work / kind).iterdir() if path.is_dir())
         rows.append({f"{path.name} %": pixels(next(path.glob("*.png"))) for path in folders})
-    draw_sheet(rows, OUTPUT / "masks.png", cell=128)
+    sheet(rows, "masks.png", cell=128)
 
 
 def evaluate(work: Path) -> None:
@@ -97,33 +105,11 @@ def train(work: Path) -> None:
     """Curves and samples of a short run that fine-tunes the model that ships."""
     run(
         "train", "--config", "small", "--data", photographs(work), "--output", work / "run", "--device", "cpu",
-        "--init-from", ROOT / "fastinpaint" / "weights" / "small", "--image-size", 96, "--first-size", 0,
-        "--steps", 60, "--batch-size", 4, "--log-every", 2, "--sample-every", 60, "--workers", 0, "--muon-lr", 0.003,
+        "--init-from", ROOT / "fastinpaint" / "weights" / "small", "--image-size", 64, "--first-size", 0,
+        "--steps", 20, "--batch-size", 2, "--log-every", 1, "--sample-every", 20, "--workers", 0, "--muon-lr", 0.003,
     )  # fmt: skip
     shutil.copy(work / "run" / "losses.png", OUTPUT / "train-losses.png")
     shutil.copy(sorted((work / "run" / "samples").glob("*.png"))[-1], OUTPUT / "train-samples.png")
-
-
-def export(work: Path) -> None:
-    """The same hole filled by PyTorch and by ONNX Runtime, and how far they differ."""
-    photo, mask = sample(work)
-    run("export", "--model", ROOT / "fastinpaint" / "weights" / "small", "--output", work / "exported",
-        "--format", "onnx", "--graphs", "picture", "--no-check")  # fmt: skip
-    run("inpaint", "--image", photo, "--mask", mask, "--output", work / "torch.png", "--strategy", "original",
-        "--device", "cpu")  # fmt: skip
-    script, arguments = str(ROOT / "docs" / "fill_with_onnx.py"), sys.argv
-    try:
-        sys.argv = [
-            script,
-            *(str(path) for path in (work / "exported" / "picture.onnx", photo, mask, work / "onnx.png")),
-        ]
-        runpy.run_path(script, run_name="__main__")
-    finally:
-        sys.argv = arguments
-    ours, theirs = pixels(work / "torch.png"), pixels(work / "onnx.png")
-    most = int(np.abs(ours.astype(int) - theirs).max())
-    row = {"photo.jpg": pixels(photo), "PyTorch": ours, "ONNX Runtime": theirs}
-    draw_sheet([row], OUTPUT / "export.png", cell=320, notes=[f"largest difference: {most} of 255"])
 
 
 def operators(work: Path) -> None:
@@ -145,7 +131,7 @@ def operators(work: Path) -> None:
         "sobel_edges": gradient_cell(fi.sobel_edges(image * 2 - 1)[0]),
         "edge_priority": grey(priority / priority.max()),
     }
-    draw_sheet([row], OUTPUT / "operators.png", cell=192)
+    sheet([row], "operators.png", cell=192)
 
 
 def info(work: Path) -> None:
@@ -153,7 +139,7 @@ def info(work: Path) -> None:
     (OUTPUT / "info.txt").write_text(run("info"))
 
 
-DRAWINGS = {drawing.__name__: drawing for drawing in (inpaint, masks, evaluate, train, export, operators, info)}
+DRAWINGS = {drawing.__name__: drawing for drawing in (inpaint, masks, evaluate, train, operators, info)}
 
 
 def main(names: list[str]) -> None:
