@@ -10,7 +10,7 @@ OP_TESTS := $(patsubst fastinpaint/ops/%.py,tests/test_%.py,$(filter-out fastinp
 # Without the compiled extension every `make` installs again: a compiler may have come.
 UNBUILT := $(if $(wildcard fastinpaint/_C.*so),,unbuilt)
 
-.PHONY: demo test test-isa wheel-check lock docs sanitize soak fuzz kill lint format bench clean unbuilt
+.PHONY: demo test test-isa wheel-check lock docs pictures dist wheels aarch64 sanitize soak fuzz kill lint format bench clean unbuilt
 .DEFAULT_GOAL := help
 
 help:
@@ -22,9 +22,13 @@ help:
 	@echo "make fuzz     damaged files and odd arguments for ten minutes: no crash, no hang, no undocumented error"
 	@echo "make soak     fifty clients at once against the painter's server for five minutes"
 	@echo "make kill     75 kills of training runs, resumed each time: bit for bit as if never killed, in a few minutes"
+	@echo "make dist     source distribution and wheel, into dist/, checked"
+	@echo "make wheels   manylinux wheels, into dist/, in containers (needs Docker)"
+	@echo "make aarch64  the CPU sources through a cross compiler"
 	@echo "make lint     ruff, mypy, clang-format, import-linter"
 	@echo "make format   let ruff and clang-format rewrite the sources"
 	@echo "make docs     the documentation, into build/site; warnings are errors"
+	@echo "make pictures draw the pictures of the documentation again"
 	@echo "make bench    the benchmarks, into benchmark-results/"
 	@echo "make clean    remove the environment and everything built"
 
@@ -92,9 +96,27 @@ lock: $(STAMP)
 		| sed -E 's/[+][a-z0-9.]+$$//; /^(torch|ruff|mypy|import-linter|clang-format)==/!s/$$/; python_version >= "3.11"/'; } > constraints.new
 	@mv constraints.new constraints.txt
 
+# The wheel is built from the source distribution, which proves that it is complete.
+dist: $(STAMP)
+	$(BIN)/python -m pip install --quiet --no-build-isolation -c constraints.txt -e ".[dist]"
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation --outdir dist
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python scripts/check_dist.py dist
+
+wheels: $(STAMP)
+	$(BIN)/python -m pip install --quiet --no-build-isolation -c constraints.txt -e ".[dist,wheels]"
+	$(BIN)/cibuildwheel --platform linux --output-dir dist
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python scripts/check_dist.py dist
+
+aarch64: $(STAMP)
+	$(BIN)/python scripts/cross_compile.py aarch64-linux-gnu-g++
+
+pictures: $(STAMP)
+	$(BIN)/python -m scripts.draw_pictures
+
 docs: $(STAMP)
 	$(BIN)/python -m pip install --quiet --no-build-isolation -c constraints.txt -e ".[docs]"
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean:
-	rm -rf $(VENV) build *.egg-info fastinpaint/*.so
+	rm -rf $(VENV) build dist *.egg-info fastinpaint/*.so

@@ -11,6 +11,7 @@ Environment:
     FASTINPAINT_SANITIZE   address (undefined behaviour too) or thread: compile the CPU kernels with that sanitizer of
                            GCC, into build/sanitize/address or thread, never in place. `make sanitize` needs both.
     CXX, MAX_JOBS          the compiler, with options if need be ("g++ -Wshadow"), and how many of it run at a time.
+    FASTINPAINT_REPOSITORY address of the repository on GitHub, for the links of a release on a package index.
 """
 
 import json
@@ -63,6 +64,37 @@ NVCC_FLAGS = [
     "-fmad=false",
     f"-Xcompiler=-fvisibility=hidden,-ffp-contract=off,-g0,-ffile-prefix-map={ROOT}=.",
 ]
+
+
+def index_readme(text: str, repository: str) -> str:
+    """README.md for a package index, where no relative link leads anywhere.
+
+    Links and pictures point into ``repository``. Without one, links are reduced to their text, pictures are left out.
+    """
+    if not repository:
+        text = re.sub(r"!\[[^]]*\]\((?!https?:)[^)]*\)\n*", "", text)
+        return re.sub(r"\[([^]]*)\]\((?!https?:)[^)]*\)", r"\1", text)
+    text = re.sub(r"(!\[[^]]*\])\((?!https?:)", rf"\1({repository}/raw/HEAD/", text)
+    return re.sub(r"\]\((?!https?:)", f"]({repository}/blob/HEAD/", text)
+
+
+def index_page() -> dict[str, Any]:
+    """Arguments of ``setup`` for a package index: the README and the project's links."""
+    repository = os.environ.get("FASTINPAINT_REPOSITORY", "").rstrip("/")
+    parts = {
+        "Repository": "",
+        "Changelog": "/blob/HEAD/CHANGELOG.md",
+        "Documentation": "/blob/HEAD/docs/index.md",
+        "Issues": "/issues",
+    }
+    return {
+        "long_description": index_readme((ROOT / "README.md").read_text(encoding="utf-8"), repository),
+        "long_description_content_type": "text/markdown",
+        "project_urls": {
+            "Paper": "https://arxiv.org/abs/2002.04170",
+            **({name: repository + part for name, part in parts.items()} if repository else {}),
+        },
+    }
 
 
 def split_compiler() -> tuple[str, list[str]]:
@@ -231,7 +263,9 @@ def main() -> None:
     kind = os.environ.get("FASTINPAINT_SANITIZE")
     if options and kind:
         options = sanitize(options, kind)
-    setup(**{**options, "cmdclass": {**options.get("cmdclass", {}), "build_py": write_reasons(not_built)}})
+    setup(
+        **{**index_page(), **options, "cmdclass": {**options.get("cmdclass", {}), "build_py": write_reasons(not_built)}}
+    )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Build one wheel, then try it beside several releases of torch: every operator on both CPU backends, and its tests.
 
     python scripts/wheel_check.py [VERSION ...]      default: the oldest that pyproject.toml admits, and the newest
+    python scripts/wheel_check.py --here             no build: try the package that this interpreter has installed
 
 Each release gets a virtual environment of its own, which is removed afterwards; one may be a download of gigabytes.
 The wheel is built without isolation, by the torch of the running interpreter. Exit status: 0 when all passed.
@@ -86,6 +87,9 @@ def check(wheel: Path, version: str, folder: Path) -> bool:
 
 def main(wanted: list[str]) -> int:
     """Build and check; the exit status."""
+    if wanted == ["--here"]:
+        command = [sys.executable, "-c", SMOKE]
+        return subprocess.run(command, cwd=tempfile.gettempdir(), check=False).returncode
     with tempfile.TemporaryDirectory(prefix="wheel-check-") as folder:
         command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
         subprocess.run([*command, "--wheel-dir", folder, str(ROOT)], check=True)

@@ -85,7 +85,7 @@ def test_architecture_names_every_file():
             tree[f"{folder}{line.split()[0]}"] = line
         elif line:
             folder = line.split()[0]
-    rooms = ("fastinpaint", "csrc", "kernels", "benchmarks", "scripts")
+    rooms = ("fastinpaint", "csrc", "kernels", "benchmarks", "scripts", "examples")
     kinds = {".py", ".cpp", ".h", ".inc", ".cu", ".cuh", ".sh", ".md"}
     files = {str(p.relative_to(ROOT)): p for room in rooms for p in (ROOT / room).rglob("*") if p.suffix in kinds}
     named = {name for name, path in files.items() if path.name != "__init__.py" and "results" not in path.parts}
