@@ -95,7 +95,8 @@ def main(wanted: list[str]) -> int:
         subprocess.run([*command, "--wheel-dir", folder, str(ROOT)], check=True)
         (wheel,) = Path(folder).glob("*.whl")
         print(wheel.name, flush=True)
-        # Away from the sources, so that the tests import what the wheel installed.
+        # Away from the sources and their configuration, so that the tests import what the wheel installed.
+        Path(folder, "pytest.ini").write_text("[pytest]\n")
         shutil.copytree(ROOT / "tests", Path(folder, "tests"), ignore=shutil.ignore_patterns("__pycache__"))
         outcomes = {version: check(wheel, version, Path(folder, version)) for version in wanted or versions()}
     failed = [version for version, passed in outcomes.items() if not passed]

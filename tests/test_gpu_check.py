@@ -69,7 +69,8 @@ def test_steps_are_ordered_by_value():
 GROUPS = (
     ("tests",),
     ("train_step", "generator", "parts"),
-    ("operators", "tests_alone", "tests_compile"),
+    ("operators",),
+    ("tests_alone", "tests_compile"),
     ("ncu", "memcheck", "racecheck"),
     ("compiled",),
 )
