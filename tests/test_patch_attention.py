@@ -1,4 +1,5 @@
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -273,3 +274,12 @@ fi.patch_attention(features, backend="native").sum().backward()
 print(peak() - before)
 """
     assert float(_run(script)) < 64
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs g++")
+def test_the_reference_compiles_for_sizes_that_change():
+    torch.manual_seed(0)
+    compiled = torch.compile(reference.patch_attention, fullgraph=True, dynamic=True)
+    for shape in ((2, 4, 12, 16), (3, 4, 20, 14), (1, 4, 8, 24)):
+        features = torch.randn(shape)
+        torch.testing.assert_close(compiled(features), reference.patch_attention(features))

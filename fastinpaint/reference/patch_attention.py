@@ -35,15 +35,12 @@ def patch_attention(
     if features.numel() == 0:
         return features.clone()
     pad = kernel_size // 2
-    outputs = []
-    for sample in features:
-        patches = key_patches(sample[None], kernel_size, stride)[0]  # (M, C, k, k)
-        norm = patches.square().sum((1, 2, 3), keepdim=True).clamp_min(NORM_FLOOR**2).sqrt()
-        scores = F.conv2d(sample[None], patches / norm, padding=pad)  # (1, M, H, W)
-        attention = torch.softmax(softmax_scale * scores, dim=1)
-        if aggregation == "correlation":
-            value = F.conv2d(attention, patches.transpose(0, 1), padding=pad)
-        else:
-            value = F.conv_transpose2d(attention, patches, padding=pad)
-        outputs.append(value / 4)
-    return torch.cat(outputs)
+    patches = key_patches(features, kernel_size, stride)  # (B, M, C, k, k)
+    keys = patches.flatten(2)
+    norm = keys.square().sum(2, keepdim=True).clamp_min(NORM_FLOOR**2).sqrt()
+    around = F.unfold(features, kernel_size, padding=pad)  # (B, C k k, H W): the patch around every pixel
+    attention = torch.softmax(softmax_scale * ((keys / norm) @ around), dim=1)  # (B, M, H W)
+    # Folding lays the k x k parts of a sum of patches around its pixel; correlating lays them mirrored.
+    values = patches.flip(3, 4) if aggregation == "correlation" else patches
+    laid = values.flatten(2).transpose(1, 2) @ attention  # (B, C k k, H W)
+    return F.fold(laid, features.shape[-2:], kernel_size, padding=pad) / 4
