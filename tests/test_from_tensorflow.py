@@ -39,7 +39,9 @@ def test_every_variable_is_used_and_every_weight_is_set(variables):
 
 def test_width_and_attention_are_read_off(variables):
     generator = generator_from_tf(variables)
-    assert generator.config == {"base_channels": 16, "attention": "pooled", "head_norm": True}
+    assert generator.config == {
+        "base_channels": 16, "attention": "pooled", "head_norm": True, "poisson_blend": False
+    }  # fmt: skip
     assert not generator.training
     assert discriminator_from_tf(variables).config == {"base_channels": 16}
 

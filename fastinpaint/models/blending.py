@@ -6,7 +6,7 @@ from torch import Tensor
 
 _LEVELS = 4  # halvings; without remainder, or symbolic sizes become expressions that compilers take minutes for
 _DIVISOR = 2**_LEVELS
-_SWEEPS, _SWEEPS_SMALLEST = 8, 16  # Jacobi iterations at each size
+_SWEEPS, _SWEEPS_SMALLEST = 5, 12  # Jacobi iterations at each size
 
 
 def poisson_blend(prediction: Tensor, image: Tensor, known: Tensor) -> Tensor:
@@ -67,11 +67,8 @@ def _continue(values: Tensor, known: Tensor, levels: int) -> Tensor:
 
 
 def _smooth(start: Tensor, values: Tensor, known: Tensor, sweeps: int) -> Tensor:
-    """Replace each pixel of the hole by the mean of its four neighbours, ``sweeps`` times; sides are mirrored."""
+    """Replace each pixel of the hole by the mean of the 3 x 3 pixels around it, ``sweeps`` times."""
     result = start
-    for _ in range(sweeps):
-        wide = F.pad(result, (1, 1, 1, 1), mode="replicate")
-        beside = wide[..., 1:-1, :-2] + wide[..., 1:-1, 2:]
-        above = wide[..., :-2, 1:-1] + wide[..., 2:, 1:-1]
-        result = torch.where(known, values, (beside + above) / 4)
+    for _ in range(sweeps):  # a pooling, not sums of slices: exporters take time for every node
+        result = torch.where(known, values, F.avg_pool2d(result, 3, 1, 1, count_include_pad=False))
     return result
