@@ -8,6 +8,7 @@ ships, with the model that ships. docs/demo.png is what ``make demo`` draws, the
 import contextlib
 import io
 import shutil
+import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -82,6 +83,13 @@ def inpaint(work: Path) -> None:
     sheet([row], "inpaint.png", cell=320)
 
 
+def strategies(work: Path) -> None:
+    """Photographs above 512 pixels, filled with each strategy."""
+    names = ("retina", "stereo_motorcycle", "rocket")
+    call = [sys.executable, "-m", "benchmarks.compare_strategies", "--names", *names]
+    subprocess.run([*call, "--out", str(OUTPUT / "strategies.png")], check=True, cwd=ROOT)
+
+
 def masks(work: Path) -> None:
     """A mask of each bin, strokes and boxes."""
     rows = []
@@ -139,7 +147,7 @@ def info(work: Path) -> None:
     (OUTPUT / "info.txt").write_text(run("info"))
 
 
-DRAWINGS = {drawing.__name__: drawing for drawing in (inpaint, masks, evaluate, train, operators, info)}
+DRAWINGS = {drawing.__name__: drawing for drawing in (inpaint, strategies, masks, evaluate, train, operators, info)}
 
 
 def main(names: list[str]) -> None:

@@ -634,7 +634,7 @@ class TestSmall:
         trainer.run()
         assert len(saved) > 1
 
-    def test_export_and_start_from_it(self, config, tmp_path):
+    def test_export_and_start_from_it(self, config, tmp_path, caplog):
         trainer = Trainer(config)
         trainer.run()
         files = export_run(Path(config.output), tmp_path / "out")
@@ -655,6 +655,9 @@ class TestSmall:
                 wanted = getattr(trainer.train_step, network).state_dict()
                 for key in wanted:
                     torch.testing.assert_close(found[key], wanted[key], **close)
+        blending = dataclasses.replace(config, output=str(tmp_path / "b"), init_from=str(tmp_path / "out"))
+        Trainer(dataclasses.replace(blending, poisson_blend=True))
+        assert "was trained with poisson_blend False, this run has True" in caplog.text
         with pytest.raises(ValueError, match="does not fit these options"):
             Trainer(
                 dataclasses.replace(
