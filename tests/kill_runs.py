@@ -114,7 +114,8 @@ def _check(config, code, hit, in_time, log):
         require(not newest.damaged, f"damaged: {newest.damaged}", log)
         if code == 0:
             rows = read_metrics(folder / "metrics.jsonl")
-            require(rows[-1]["step"] == newest.state["step"], "updates were lost", log)
+            last = rows[-1]["step"] if rows else 0  # stopped before the first update
+            require(last == newest.state["step"], "updates were lost", log)
 
 
 def require(condition, message, log):
