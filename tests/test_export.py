@@ -182,17 +182,17 @@ class StandIn(nn.Module):
         return fastinpaint.GeneratorOutput((self.head(attended).tanh(),) * 3, (attended[:, :6],) * 3)
 
 
+@pytest.fixture(scope="module")
+def package(tmp_path_factory):
+    path = tmp_path_factory.mktemp("package") / "picture.aoti.pt2"
+    operators = aoti.write_package(StandIn(), path, "picture")
+    assert operators == [f"fastinpaint.{name}.default" for name in ("canny", "pooled_attention", "sobel_edges")]
+    return path
+
+
 @pytest.mark.skipif(aoti.NATIVE_ERROR is not None, reason="needs the native kernels")
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
-@pytest.mark.timeout(1500)  # two compilations, on a machine that may be busy
 class TestPackage:
-    @pytest.fixture(scope="class")
-    def package(self, tmp_path_factory):
-        path = tmp_path_factory.mktemp("package") / "picture.aoti.pt2"
-        operators = aoti.write_package(StandIn(), path, "picture")
-        assert operators == [f"fastinpaint.{name}.default" for name in ("canny", "pooled_attention", "sobel_edges")]
-        return path
-
     def test_calls_the_kernels_at_other_sizes(self, package):
         checks = aoti.check_package(package, StandIn(), "picture")
         assert [(check.batch, check.height, check.width) for check in checks] == list(write.CHECKED)

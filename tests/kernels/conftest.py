@@ -13,7 +13,7 @@ import pytest
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
 INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
 COMPILED = {"test_aot.py", "test_gpu.py"}
-PARTS = {"test_pooled_attention.py": 3, "test_patch_attention.py": 2}  # of modules that take over a minute
+PARTS = {"test_pooled_attention.py": 4, "test_patch_attention.py": 2}  # of modules that take over a minute
 PART = "FASTINPAINT_INTERPRETED_PART"  # "1/3": every third test from the second on
 
 
