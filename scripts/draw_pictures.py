@@ -1,8 +1,8 @@
 """Draw the pictures of docs/ into docs/pictures: ``make pictures``, or ``python -m scripts.draw_pictures NAME ...``.
 
 Each function below makes the files of its name with the commands that the page shows, on photographs that scikit-image
-ships, with the model that ships. docs/demo.png is what ``make demo`` draws, the painter's screenshots are drawn by
-``python -m tests.helpers.painter_screenshots``.
+ships, with the model that ships. The painter's screenshots are drawn by
+``python -m tests.helpers.painter_screenshots small``.
 """
 
 import contextlib
@@ -83,11 +83,19 @@ def inpaint(work: Path) -> None:
     sheet([row], "inpaint.png", cell=320)
 
 
+def demo(work: Path) -> None:
+    """The first four photographs of `fastinpaint demo`."""
+    run("demo", "--output", work / "demo", "--seconds", 20, "--device", "cpu")
+    picture = Image.open(work / "demo" / "filled.png").convert("RGB")
+    half = picture.crop((0, 0, picture.width, picture.height // 2))
+    small = half.resize((half.width * 3 // 4, half.height * 3 // 4), Image.Resampling.LANCZOS)
+    small.quantize(256).save(OUTPUT / "demo.png", optimize=True)
+
+
 def strategies(work: Path) -> None:
     """Photographs above 512 pixels, filled with each strategy."""
-    names = ("retina", "stereo_motorcycle", "rocket")
-    call = [sys.executable, "-m", "benchmarks.compare_strategies", "--names", *names]
-    subprocess.run([*call, "--out", str(OUTPUT / "strategies.png")], check=True, cwd=ROOT)
+    call = [sys.executable, "-m", "benchmarks.compare_strategies", "--out", str(OUTPUT / "strategies.png")]
+    subprocess.run(call, check=True, cwd=ROOT)
 
 
 def masks(work: Path) -> None:
@@ -147,7 +155,9 @@ def info(work: Path) -> None:
     (OUTPUT / "info.txt").write_text(run("info"))
 
 
-DRAWINGS = {drawing.__name__: drawing for drawing in (inpaint, strategies, masks, evaluate, train, operators, info)}
+DRAWINGS = {
+    drawing.__name__: drawing for drawing in (demo, inpaint, strategies, masks, evaluate, train, operators, info)
+}
 
 
 def main(names: list[str]) -> None:

@@ -47,6 +47,25 @@ def evaluate(model, photos, output, *more):
     return main([str(argument) for argument in (*arguments, "--image-size", SIZE, *more)])
 
 
+class TestBaselines:
+    @pytest.mark.parametrize("name", BASELINES)
+    def test_known_pixels_are_kept_and_the_hole_is_not_looked_at(self, name):
+        (picture,) = crops(1, 50)
+        hole = np.zeros((50, 50), bool)
+        hole[20:34, 10:30] = True
+        other = np.where(hole[..., None], 255 - picture, picture)
+        filled = BASELINES[name](picture, hole)
+        np.testing.assert_array_equal(filled[~hole], picture[~hole])
+        np.testing.assert_array_equal(BASELINES[name](other, hole), filled)
+
+    def test_harmonic_continues_a_ramp(self):
+        ramp = np.broadcast_to(np.arange(50, dtype=np.uint8)[:, None, None] * 5, (50, 50, 3)).copy()
+        hole = np.zeros((50, 50), bool)
+        hole[20:34, 10:30] = True
+        error = np.abs(BASELINES["harmonic"](ramp, hole).astype(int) - ramp)[hole]
+        assert error.max() <= 8  # of 65 across the hole
+
+
 class TestHoles:
     @pytest.mark.parametrize("kind", KINDS)
     @pytest.mark.parametrize("size", [(256, 256), (64, 96)])

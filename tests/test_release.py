@@ -28,7 +28,7 @@ def test_without_a_repository_links_are_text():
     assert SETUP["index_readme"](README, "") == "a page,  and [site](https://example.org/)"
     text = SETUP["index_readme"]((ROOT / "README.md").read_text(encoding="utf-8"), "")
     assert "](docs/" not in text
-    assert "docs/demo.png" not in text
+    assert "docs/pictures/demo.png" not in text
 
 
 def test_urls(monkeypatch):

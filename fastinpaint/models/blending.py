@@ -6,7 +6,7 @@ from torch import Tensor
 
 _LEVELS = 4  # halvings; without remainder, or symbolic sizes become expressions that compilers take minutes for
 _DIVISOR = 2**_LEVELS
-_SWEEPS, _SWEEPS_SMALLEST = 5, 12  # Jacobi iterations at each size
+_SWEEPS, _SWEEPS_SMALLEST = 5, 12  # iterations at each size
 
 
 def poisson_blend(prediction: Tensor, image: Tensor, known: Tensor) -> Tensor:
@@ -35,7 +35,7 @@ def harmonic_continuation(values: Tensor, known: Tensor) -> Tensor:
 
     Values are halved in size four times, each pixel the mean of the known ones under it. What is missing at the
     smallest size begins as the mean of what is known, at every other size as the next smaller one enlarged, and is
-    smoothed by Jacobi iterations.
+    smoothed by means over 3 x 3 pixels, a few times.
 
     Args:
         values: (B, C, H, W), floating point, H and W divisible by 16; any value, even NaN, in the hole.

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from fastinpaint.checkpoint.training_state import load_newest_training_state, load_training_state, training_states
 from fastinpaint.checkpoint.weights import load_safetensors
-from fastinpaint.files import PathLike
-from fastinpaint.models.pretrained import WEIGHTS
+from fastinpaint.files import PathLike, read_json
+from fastinpaint.models.pretrained import CONFIG, WEIGHTS
 
 NETWORKS = ("generator", "discriminator", "average")
 COMPACT = "weights.safetensors"
@@ -49,6 +49,14 @@ def initial_weights(source: PathLike) -> dict[str, dict[str, Tensor]]:
         if name in NETWORKS:
             weights.setdefault(name, {})[rest] = tensor
     return _with_generator(weights or {"generator": tensors}, path)
+
+
+def blended(source: PathLike) -> bool | None:
+    """Whether the generator at ``source`` was trained with ``poisson_blend``; None where no config says so."""
+    for folder in (Path(source), Path(source) / "model"):
+        if (folder / CONFIG).is_file():
+            return bool(read_json(folder / CONFIG).get("poisson_blend", False))
+    return None
 
 
 def _of_state(state: dict[str, Any], path: Path) -> dict[str, dict[str, Tensor]]:

@@ -17,13 +17,11 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from fastinpaint.checkpoint.training_state import save_training_state
-from fastinpaint.files import read_json
-from fastinpaint.models.pretrained import CONFIG
 from fastinpaint.training.batches import Batches
 from fastinpaint.training.build import build_train_step
 from fastinpaint.training.config import TrainConfig
 from fastinpaint.training.distributed import join
-from fastinpaint.training.initial import initial_weights
+from fastinpaint.training.initial import blended, initial_weights
 from fastinpaint.training.interrupts import StopRequest
 from fastinpaint.training.metrics import NotFinite, Window
 from fastinpaint.training.options import to_mapping
@@ -279,10 +277,9 @@ class Trainer:
             self.train_step.load_weights(initial_weights(source))
         except RuntimeError as error:
             raise ValueError(f"{source} does not fit these options: {error}") from error
-        config = Path(source) / CONFIG
-        blended = config.is_file() and read_json(config).get("poisson_blend", False)
-        if config.is_file() and blended != self.config.poisson_blend:
-            logger.warning("%s was trained with poisson_blend %s, this run has %s", source, blended, not blended)
+        before, now = blended(source), self.config.poisson_blend
+        if before not in (None, now):
+            logger.warning("%s was trained with poisson_blend %s, this run has %s", source, before, now)
 
     def _check(self, row: dict[str, float], not_finite: NotFinite | None) -> None:
         if not_finite is not None:
