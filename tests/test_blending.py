@@ -34,8 +34,12 @@ def solved(values, known):
     return spsolve(system, right).reshape(height, width)
 
 
-@pytest.mark.parametrize("hole", [(20, 45, 15, 50), (0, 30, 40, 64), (10, 13, 3, 60)], ids=["middle", "corner", "line"])
-def test_continuation_comes_near_the_solution_of_the_equation_of_laplace(hole):
+@pytest.mark.parametrize(
+    ("hole", "part"),  # of the error that the mean colour would have
+    [((20, 45, 15, 50), 0.11), ((0, 30, 40, 64), 0.27), ((10, 13, 3, 60), 0.09)],
+    ids=["middle", "corner", "line"],
+)
+def test_continuation_comes_near_the_solution_of_the_equation_of_laplace(hole, part):
     values = torch.from_numpy(np.asarray(crops(1, 64)[0], np.float64)[..., 0] / 255)
     known = box(64, 64, *hole)
     found = harmonic_continuation(values[None, None], known)[0, 0].numpy()
@@ -43,7 +47,7 @@ def test_continuation_comes_near_the_solution_of_the_equation_of_laplace(hole):
     inside = ~known[0, 0].numpy()
     assert np.array_equal(found[~inside], values.numpy()[~inside])
     level = np.abs(wanted - values.numpy()[~inside].mean())[inside].mean()  # error of the mean colour
-    assert np.abs(found - wanted)[inside].mean() < 0.35 * level
+    assert np.abs(found - wanted)[inside].mean() < part * level
     assert wanted[inside].std() > 0.03
 
 

@@ -117,6 +117,12 @@ class TestSameAsTheCommandLine:
         assert (found.status_code, found.headers["content-type"]) == (200, f"image/{name}")
         assert found.content == output.read_bytes()
 
+    def test_answers_say_where_the_time_went(self, client, photo):
+        found = client.post("/api/v1/inpaint", files=files(*photo)).headers["server-timing"]
+        parts = dict(part.split(";dur=") for part in found.split(", "))
+        assert list(parts) == ["read", "fill", "encode"]
+        assert all(float(milliseconds) >= 0 for milliseconds in parts.values())
+
     def test_options(self, client, generator):
         pixels = np.random.default_rng(2).integers(0, 256, (300, 320, 3), dtype=np.uint8)
         hole = np.zeros((300, 320), bool)

@@ -27,6 +27,7 @@ from fastinpaint.models.generator import InpaintGenerator
 from fastinpaint.models.vgg import VGG19Features
 from fastinpaint.training.config import TrainConfig
 from fastinpaint.training.export import export_run
+from fastinpaint.training.initial import blended
 from fastinpaint.training.interrupts import StopRequest, worker_context
 from fastinpaint.training.metrics import MetricsLog, read_metrics
 from fastinpaint.training.muon import Muon, orthogonalise
@@ -633,6 +634,11 @@ class TestSmall:
         monkeypatch.setattr(trainer, "_save", lambda: saved.append(trainer.step) or save())
         trainer.run()
         assert len(saved) > 1
+
+    def test_models_of_before_do_not_blend(self, tmp_path):
+        assert blended(tmp_path) is None
+        (tmp_path / "config.json").write_text('{"base_channels": 2}')
+        assert blended(tmp_path) is False
 
     def test_export_and_start_from_it(self, config, tmp_path, caplog):
         trainer = Trainer(config)
