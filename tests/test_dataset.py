@@ -56,7 +56,7 @@ def test_random_draws_depend_on_seed_epoch_and_index_alone(folder: Path) -> None
     assert not torch.equal(all_of(InpaintDataset(folder, 16, "random", seed=4, flip=True)), first)
 
 
-@pytest.mark.parametrize(("crop", "decoded"), [("center", (60, 50)), ("random", (120, 100))])
+@pytest.mark.parametrize(("crop", "decoded"), [("center", (120, 100)), ("random", (240, 200))])
 def test_a_jpeg_is_decoded_no_larger_than_needed(tmp_path: Path, monkeypatch, crop: str, decoded) -> None:
     (photograph,) = crops(1, 240)
     Image.fromarray(photograph[:, :200]).resize((480, 400)).save(tmp_path / "a.jpg", quality=95)
@@ -69,7 +69,7 @@ def test_a_jpeg_is_decoded_no_larger_than_needed(tmp_path: Path, monkeypatch, cr
     assert square.shape == (3, 45, 45)
     if crop == "center":
         error = (square - every_pixel[0]).square().mean() / 4
-        assert -10 * error.log10() > 30  # filters differ, places do not
+        assert -10 * error.log10() > 36  # filters differ, places do not
         assert sizes[1] == (480, 400)  # kept for any size that may be asked for
     assert dataset.of_size(390)[0].shape == (3, 390, 390)
     assert sizes[-1] == (480, 400)

@@ -31,9 +31,9 @@ from fastinpaint.data.shards import find_shards, image_places, read_place
 class InpaintDataset(Dataset[torch.Tensor]):
     """Square images, (3, ``image_size``, ``image_size``) float32 in [-1, 1].
 
-    A JPEG file is decoded at the smallest scale that the squares need. Random draws depend on the seed, the epoch and
-    the index alone, not on the number of workers or the order of reading. `set_epoch` reaches running workers too
-    (``persistent_workers=True``); call it between two epochs.
+    A JPEG file is decoded at the smallest scale that covers twice the squares. Random draws depend on the seed, the
+    epoch and the index alone, not on the number of workers or the order of reading. `set_epoch` reaches running
+    workers too (``persistent_workers=True``); call it between two epochs.
 
     Args:
         source: a folder, list or file (see `image_paths`), shards (see `find_shards`), or numbered pictures.

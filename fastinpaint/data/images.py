@@ -251,8 +251,11 @@ def _grey_to_u8(grey: npt.NDArray[Any], mode: str) -> npt.NDArray[np.uint8]:
 
 
 def least_side_for(size: int, crop: str) -> int:
-    """Shortest side in pixels of a picture out of which `square_crop_resize` cuts as out of any larger one."""
-    return size if crop == "center" else round(size / _SMALLEST_CROP)
+    """Shortest side in pixels of a picture that a JPEG may be shrunk to before `square_crop_resize`.
+
+    Twice that of the square, so that its place is right to a quarter of a pixel and its filter still averages.
+    """
+    return 2 * size if crop == "center" else round(2 * size / _SMALLEST_CROP)
 
 
 def square_crop_resize(
