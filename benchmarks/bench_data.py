@@ -104,7 +104,8 @@ BENCHMARK = Benchmark(
     reference=("every pixel",),
     tolerance=lambda *_, **__: 5e-2,  # filters differ, places do not
     notes=(
-        "Ours decodes at the smallest of the scales 1, 1/2, 1/4, 1/8 that covers twice the square; the others every pixel.",
+        "Ours decodes at the smallest of the scales 1, 1/2, 1/4, 1/8 that covers twice the square; "
+        "the others decode every pixel.",
     ),
     rate=True,
 )
