@@ -9,12 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from fastinpaint.cli import main
 from fastinpaint.evaluation.baselines import BASELINES
 from fastinpaint.evaluation.cases import cases_with_masks, drawn_cases, load_case
 from fastinpaint.evaluation.evaluate import OURS, Evaluation, EvaluationOptions, Row
+from fastinpaint.evaluation.features import InceptionFeatures, LpipsDistance
 from fastinpaint.evaluation.holes import BINS, KINDS, HoleOptions, draw_hole, expand_kinds
 from fastinpaint.evaluation.intervals import bootstrap
 from fastinpaint.evaluation.summary import differences, summarize
@@ -310,8 +312,14 @@ def test_an_original_checkpoint_from_conversion_to_scores(photos, tmp_path, caps
 
 
 def test_two_processes_give_the_same_numbers(model, photos, tmp_path):
+    """FID and LPIPS with drawn weights among them."""
+    networks = {"inception": InceptionFeatures(), "lpips": LpipsDistance("alex")}
+    for name, network in networks.items():
+        torch.save(network.state_dict(), tmp_path / f"{name}.pth")
     arguments = ["evaluate", "--model", model, "--data", photos, "--device", "cpu", "--image-size", SIZE]
-    arguments += ["--holes", "box", "strokes", "--baselines", "telea", "--batch-size", 3, "--sheet-rows", 0]
+    arguments += ["--holes", "box", "strokes", "--baselines", "telea", "--limit", 4]
+    arguments += ["--batch-size", 3, "--sheet-rows", 0]
+    arguments += [word for name in networks for word in (f"--{name}", tmp_path / f"{name}.pth")]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "fastinpaint"]
     for name, program in (("one", ["-m", "fastinpaint"]), ("two", launch)):
@@ -321,6 +329,8 @@ def test_two_processes_give_the_same_numbers(model, photos, tmp_path):
     one, two = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("one", "two"))
     assert (one.pop("processes"), two.pop("processes")) == (1, 2)
     assert one == two
+    assert len(one["fid"]) == 2
+    assert all(line["scores"]["lpips"] for line in one["scores"])
     for name in ("cases.csv", "holes/holes.json"):
         assert (tmp_path / "one" / name).read_text() == (tmp_path / "two" / name).read_text()
 
