@@ -128,6 +128,37 @@ def train(work: Path) -> None:
     shutil.copy(sorted((work / "run" / "samples").glob("*.png"))[-1], OUTPUT / "train-samples.png")
 
 
+def export(work: Path) -> None:
+    """The sample, filled by the exported graph without torch and by PyTorch, and where they differ."""
+    photo, mask = sample(work)
+    run("export", "--model", "small", "--output", work / "exported", "--format", "onnx")
+    graph, without, filled = work / "exported" / "picture.onnx", work / "without.png", work / "filled.png"
+    call = [sys.executable, ROOT / "docs" / "fill_with_onnx.py", graph, photo, mask, without]
+    subprocess.run(list(map(str, call)), check=True)
+    run("inpaint", "--image", photo, "--mask", mask, "--output", filled, "--strategy", "original", "--device", "cpu")
+    difference = np.abs(pixels(without).astype(int) - pixels(filled))
+    row = {
+        "photo.jpg": pixels(photo),
+        "mask.png": pixels(mask),
+        "onnxruntime": pixels(without),
+        "PyTorch": pixels(filled),
+        f"difference, at most {difference.max()} of 255": np.minimum(255 * difference, 255).astype(np.uint8),
+    }
+    sheet([row], "export.png", cell=256)
+
+
+def convert(work: Path) -> None:
+    """What converting and judging a checkpoint of the original prints: one of width 16 that was never trained."""
+    checkpoint = ROOT / "tests" / "golden" / "tf_checkpoint_w16"
+    model, report = work / "model", work / "report"
+    printed = run("convert", checkpoint, model)
+    printed += run(
+        "evaluate", "--model", model, "--data", photographs(work), "--output", report, "--as-original", "--device",
+        "cpu", "--holes", "box",
+    )  # fmt: skip
+    (OUTPUT / "convert.txt").write_text(printed.replace(str(work), "").replace(str(ROOT), ""))
+
+
 def operators(work: Path) -> None:
     """What Canny, its pyramid, Sobel gradients and the edge priority make of a photograph."""
     picture = load_photographs(("coffee",), 256)["coffee"]
@@ -156,7 +187,8 @@ def info(work: Path) -> None:
 
 
 DRAWINGS = {
-    drawing.__name__: drawing for drawing in (demo, inpaint, strategies, masks, evaluate, train, operators, info)
+    drawing.__name__: drawing
+    for drawing in (demo, inpaint, strategies, masks, evaluate, train, export, convert, operators, info)
 }
 
 
