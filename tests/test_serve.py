@@ -29,6 +29,7 @@ from fastapi.testclient import TestClient
 
 import fastinpaint
 from fastinpaint.cli import main
+from fastinpaint.data.masks import dilate
 from fastinpaint.inference.inpainter import Inpainter
 from fastinpaint.models.generator import InpaintGenerator
 from fastinpaint.serve.app import create_app
@@ -133,6 +134,17 @@ class TestSameAsTheCommandLine:
         assert found.headers["content-type"] == "image/bmp"
         np.testing.assert_array_equal(pixels_of(found.content), wanted)
 
+    @pytest.mark.parametrize("route", ["inpaint", "structure"])
+    def test_holes_grow(self, client, photo, route):
+        """As by ``fastinpaint inpaint --mask-dilate``, after ``--invert-mask``."""
+        image, mask = photo
+        grown = dilate(pixels_of(mask) // 255, 3) * 255
+        wanted = client.post(f"/api/v1/{route}", files=files(image, png(grown)))
+        data = {"mask_dilate": "3", "invert_mask": "true"}
+        found = client.post(f"/api/v1/{route}", files=files(image, png(255 - pixels_of(mask))), data=data)
+        assert found.content == wanted.content
+        assert found.content != client.post(f"/api/v1/{route}", files=files(*photo)).content
+
     def test_json(self, client, photo):
         image, mask = (base64.b64encode(data).decode() for data in photo)
         found = client.post("/api/v1/inpaint", json={"image": image, "mask": mask}).json()
@@ -213,6 +225,8 @@ class TestRefusals:
         [
             ({"strategy": "magic"}, "strategy"),
             ({"max_side": "-1"}, "max_side"),
+            ({"mask_dilate": "257"}, "mask_dilate"),
+            ({"mask_dilate": "40"}, "covers the whole picture, nothing known is left: mask_dilate 40 grew it"),
             ({"format": "../../etc/passwd"}, "format"),
             ({"output": "elsewhere.png"}, "output"),
         ],

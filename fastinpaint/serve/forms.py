@@ -17,6 +17,7 @@ from fastinpaint.serve.pictures import Format, Structure
 
 _FIELD_BYTES = 4096
 LARGEST_SIDE = 1024
+LARGEST_GROWTH = 256
 
 
 class _Options(BaseModel):
@@ -34,11 +35,15 @@ class ConvertOptions(_Options):
     file_format: Format | None = Field(None, alias="format", description="of the result; that of the image by default")
 
 
-class InpaintOptions(ConvertOptions):
-    """As on the command line."""
-
+class _MaskOptions(_Options):
     mask: bytes = Field(description="picture file of the image's size; white, above 127, is hole")
     invert_mask: bool = Field(False, description="black is hole")
+    mask_dilate: int = Field(0, ge=0, le=LARGEST_GROWTH, description="pixels by which the hole grows")
+
+
+class InpaintOptions(ConvertOptions, _MaskOptions):
+    """As on the command line."""
+
     strategy: Strategy | None = Field(None, description="for large pictures; that of the server by default")
     max_side: int | None = Field(
         None, ge=0, le=LARGEST_SIDE,
@@ -47,12 +52,10 @@ class InpaintOptions(ConvertOptions):
     draft: bool = Field(False, description="a PNG result is written in little time, and larger")
 
 
-class StructureOptions(_Options):
+class StructureOptions(_MaskOptions):
     """What the model predicts beside the picture."""
 
     image: bytes = Field(description="picture file")
-    mask: bytes = Field(description="picture file of the image's size; white, above 127, is hole")
-    invert_mask: bool = Field(False, description="black is hole")
     kind: Structure = Field("edges", description="what is drawn")
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from fastinpaint.data.images import open_upright
-from fastinpaint.data.masks import grey_of, mask_of_grey
+from fastinpaint.data.masks import check_mask, dilate, grey_of, mask_of_grey
 from fastinpaint.inference.formats import encode
 from fastinpaint.inference.inpainter import Inpainter, Strategy
 from fastinpaint.inference.photo import Photo, read_photo
@@ -101,6 +101,7 @@ class Painter:
         mask: bytes | None,
         *,
         invert_mask: bool = False,
+        mask_dilate: int = 0,
         strategy: Strategy | None = None,
         max_side: int | None = None,
         file_format: Format | None = None,
@@ -119,7 +120,7 @@ class Painter:
         if mask is not None:
             inpainter = self._inpainter(strategy, max_side)
             self._check_whole(inpainter, photo)
-            hole = self._hole(mask, invert_mask)
+            hole = self._hole(mask, invert_mask, mask_dilate)
             watch.lap("read")
             job.expected = expected_passes(inpainter, hole)
             photo.pixels = _refusing(lambda: inpainter.fill_many([photo.pixels], [hole])[0])
@@ -131,7 +132,9 @@ class Painter:
         watch.lap("encode")
         return replace(result, seconds=watch.seconds)
 
-    def structure(self, job: Job, image: bytes, mask: bytes, kind: Structure, invert_mask: bool = False) -> Result:
+    def structure(
+        self, job: Job, image: bytes, mask: bytes, kind: Structure, invert_mask: bool = False, mask_dilate: int = 0
+    ) -> Result:
         """Draw the predicted edges or gradients as PNG of the picture's size, transparent beside the hole.
 
         Raises:
@@ -139,7 +142,7 @@ class Painter:
             Cancelled: The job was cancelled.
         """
         self._check(image, "image")
-        photo, hole = self._read(image), self._hole(mask, invert_mask)
+        photo, hole = self._read(image), self._hole(mask, invert_mask, mask_dilate)
         inpainter = self._inpainter(None, None)
         self._check_whole(inpainter, photo)
         draw = edge_cell if kind == "edges" else gradient_cell
@@ -176,14 +179,18 @@ class Painter:
         except Exception as error:  # Pillow raises nearly anything on damaged files
             raise RequestError(400, f"the image cannot be read: {_reason(error)}") from None
 
-    def _hole(self, data: bytes, invert_mask: bool) -> Hole:
+    def _hole(self, data: bytes, invert_mask: bool, mask_dilate: int) -> Hole:
         self._check(data, "mask")
         try:
             with open_upright(data) as picture:
                 grey = grey_of(picture)
         except Exception as error:
             raise RequestError(400, f"the mask cannot be read: {_reason(error)}") from None
-        return _refusing(lambda: mask_of_grey(grey, invert_mask, "that was sent").view(bool))
+        mask = _refusing(lambda: mask_of_grey(grey, invert_mask, "that was sent"))
+        if mask_dilate:
+            mask = dilate(mask, mask_dilate)
+            _refusing(lambda: check_mask(mask, "that was sent", f"mask_dilate {mask_dilate} grew it"))
+        return mask.view(bool)
 
     @staticmethod
     def _check_whole(inpainter: Inpainter, photo: Photo) -> None:
