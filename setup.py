@@ -14,6 +14,7 @@ Environment:
     FASTINPAINT_REPOSITORY address of the repository on GitHub, for the links of a release on a package index.
 """
 
+import importlib.util
 import json
 import os
 import platform
@@ -29,12 +30,16 @@ from setuptools import setup
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent.resolve()
+TORCH = importlib.util.find_spec("torch")
+# No path of this machine in a library: where the sources lie, and torch's headers. The last one that fits is taken.
+UNNAMED = [ROOT, *(Path(folder).parent for folder in (TORCH and TORCH.submodule_search_locations) or [])]
+PREFIX_MAPS = [f"-ffile-prefix-map={folder}=." for folder in UNNAMED]
 TORCH_TARGET_VERSION = "0x020a000000000000"  # 2.10: the oldest torch that the binary loads into
 CXX_FLAGS = [
     "-O3",
     "-fvisibility=hidden",
     "-g0",  # the distribution's Python may ask for -g: debug information is ten times the library
-    f"-ffile-prefix-map={ROOT}=.",  # no path of this machine in the library
+    *PREFIX_MAPS,
     "-ffp-contract=off",  # a fused multiply-add rounds differently: every instruction set must give the same bits
     "-fno-math-errno",
     "-fno-trapping-math",
@@ -62,7 +67,7 @@ NVCC_FLAGS = [
     "-O3",
     "-std=c++17",
     "-fmad=false",
-    f"-Xcompiler=-fvisibility=hidden,-ffp-contract=off,-g0,-ffile-prefix-map={ROOT}=.",
+    f"-Xcompiler={','.join(['-fvisibility=hidden', '-ffp-contract=off', '-g0', *PREFIX_MAPS])}",
 ]
 
 
