@@ -16,6 +16,9 @@ _WIDE_SIGMA = (
     256.0  # pixels: the 1,025 weights of a Gaussian up to here are handed over whole, whatever the image's size
 )
 MAX_SIGMA = 1e6  # pixels
+_INTEGERS_AND_BOOL = (
+    torch.bool, torch.int8, torch.int16, torch.int32, torch.uint8, torch.uint16, torch.uint32
+)  # fmt: skip
 
 
 def rgb_to_gray(image: Tensor) -> Tensor:
@@ -62,7 +65,7 @@ def canny(
 
     Args:
         image: (B, 1, H, W) grey or (B, 3, H, W) RGB (greyed by ``rgb_to_gray``). Floating point: finite, any range.
-            Integers of up to 32 bits: divided by their type's largest value. Bool: 0 and 1.
+            Integers of up to 32 bits, as in scikit-image: divided by their type's largest value. Bool: 0 and 1.
         sigma: Standard deviation of the Gaussian in pixels; 0 leaves the image unblurred. Cut off at 4 sigma.
         low_threshold: Least gradient magnitude of an edge pixel, in units of the image's values (of its integers, if it
             has integers): absolute, as in scikit-image. The Sobel weights are not normalised (a unit step has magnitude
@@ -208,8 +211,13 @@ def _check_image(op: str, image: Tensor, channels: tuple[int, ...], floating: bo
         raise TypeError(f"{op}: image must be a tensor, got {type(image).__name__}")
     if floating and not image.is_floating_point():
         raise TypeError(f"{op}: image must be a floating-point tensor, got {image.dtype}")
-    if image.is_complex() or image.dtype in (torch.int64, torch.uint64):
-        raise TypeError(f"{op}: image must be real, bool or of integers of up to 32 bits, got {image.dtype}")
+    if image.dtype in (torch.int64, torch.uint64):  # their largest value would make any picture black
+        raise TypeError(
+            f"{op}: image must be floating point, bool or integers of up to 32 bits, got {image.dtype}, which "
+            "scikit-image does not take either: convert it to the type whose range its values use, such as torch.uint8"
+        )
+    if not image.is_floating_point() and image.dtype not in _INTEGERS_AND_BOOL:
+        raise TypeError(f"{op}: image must be floating point, bool or integers of up to 32 bits, got {image.dtype}")
     if image.dim() != 4 or image.shape[1] not in channels:
         wanted = " or ".join(map(str, channels))
         raise ValueError(f"{op}: image must be (B, {wanted}, H, W), got shape {tuple(image.shape)}")
