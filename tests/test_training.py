@@ -174,12 +174,12 @@ class TestMuon:
         torch.testing.assert_close(orthogonalise(tall)[1], orthogonalise(tall[1:])[0], atol=1e-5, rtol=1e-4)
         assert torch.equal(orthogonalise(torch.zeros(1, 4, 18)), torch.zeros(1, 4, 18))
 
-    def test_kernels_of_one_shape_step_as_each_alone(self):
-        def stepped(kernels):
-            parameters = [torch.nn.Parameter(start[index].clone()) for index in kernels]
+    def test_weights_of_one_shape_step_as_each_alone(self):
+        def stepped(indices):
+            parameters = [torch.nn.Parameter(start[index].clone()) for index in indices]
             optimizer = Muon(parameters, lr=0.1)
             for step in range(3):
-                for index, parameter in zip(kernels, parameters, strict=True):
+                for index, parameter in zip(indices, parameters, strict=True):
                     parameter.grad = gradients[step][index]
                 optimizer.step()
             return parameters
@@ -192,35 +192,35 @@ class TestMuon:
             torch.testing.assert_close(stepped([index])[0], together[index], atol=1e-5, rtol=1e-4)
 
     def test_found_inf_leaves_everything(self):
-        kernel = torch.nn.Parameter(torch.randn(8, 3, 3, 3))
-        optimizer = Muon([kernel], lr=0.1)
-        kernel.grad = torch.randn_like(kernel)
+        weight = torch.nn.Parameter(torch.randn(8, 3, 3, 3))
+        optimizer = Muon([weight], lr=0.1)
+        weight.grad = torch.randn_like(weight)
         optimizer.step()
-        weights, mean = kernel.detach().clone(), optimizer.state[kernel]["mean"].clone()
-        kernel.grad.fill_(float("nan"))
+        before, mean = weight.detach().clone(), optimizer.state[weight]["mean"].clone()
+        weight.grad.fill_(float("nan"))
         optimizer.found_inf = torch.ones(())
         optimizer.step()
-        assert torch.equal(kernel, weights)
-        assert torch.equal(optimizer.state[kernel]["mean"], mean)
+        assert torch.equal(weight, before)
+        assert torch.equal(optimizer.state[weight]["mean"], mean)
 
     def test_a_step_goes_downhill_by_a_part_of_the_norm(self):
-        kernel = torch.nn.Parameter(torch.randn(8, 3, 3, 3))
-        before = kernel.detach().clone()
+        weight = torch.nn.Parameter(torch.randn(8, 3, 3, 3))
+        before = weight.detach().clone()
         target = torch.randn(8, 3, 3, 3)
-        (kernel - target).square().sum().backward()
-        Muon([kernel], lr=0.1).step()
-        angle = torch.nn.functional.cosine_similarity(kernel.flatten(), before.flatten(), dim=0).arccos().item()
-        assert 0.05 < angle < 0.101  # a step of 0.1 of the norm, and what of it does not lie across the kernel is lost
-        assert (kernel - target).norm() < (before - target).norm()
+        (weight - target).square().sum().backward()
+        Muon([weight], lr=0.1).step()
+        angle = torch.nn.functional.cosine_similarity(weight.flatten(), before.flatten(), dim=0).arccos().item()
+        assert 0.05 < angle < 0.101  # a step of 0.1 of the norm, and what of it does not lie across the weight is lost
+        assert (weight - target).norm() < (before - target).norm()
 
     def test_norms_stay(self):
-        kernel = torch.nn.Parameter(torch.randn(8, 3, 3, 3))
-        norm = kernel.detach().norm()
-        optimizer = Muon([kernel], lr=0.05)
+        weight = torch.nn.Parameter(torch.randn(8, 3, 3, 3))
+        norm = weight.detach().norm()
+        optimizer = Muon([weight], lr=0.05)
         for _ in range(100):
-            kernel.grad = torch.randn_like(kernel)
+            weight.grad = torch.randn_like(weight)
             optimizer.step()
-        assert kernel.norm().item() == pytest.approx(norm.item(), rel=1e-4)
+        assert weight.norm().item() == pytest.approx(norm.item(), rel=1e-4)
 
     def test_it_gets_the_weights_in_front_of_norms(self):
         generator = InpaintGenerator(2, head_norm=False)

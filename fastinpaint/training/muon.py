@@ -1,4 +1,4 @@
-"""Momentum with orthogonalised updates, for convolution kernels."""
+"""Momentum with orthogonalised updates, for convolution weights."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ _TINY = 1e-3
 
 
 class Muon(torch.optim.Optimizer):
-    """Step along the gradient made orthogonal, so that a kernel changes equally along all its singular vectors.
+    """Step along the gradient made orthogonal, so that a weight changes equally along all its singular vectors.
 
-    A kernel (out, in, k, k) is seen as a matrix (out, in * k * k). Its averaged gradient is replaced by the nearest
-    orthogonal matrix (Newton-Schulz iteration, all kernels of one shape in one batch) and scaled to ``lr`` times the
-    kernel's own norm; then the kernel gets its norm back. That suits kernels in front of a norm, of which only the
+    A weight (out, in, k, k) is seen as a matrix (out, in * k * k). Its averaged gradient is replaced by the nearest
+    orthogonal matrix (Newton-Schulz iteration, all weights of one shape in one batch) and scaled to ``lr`` times the
+    weight's own norm; then the weight gets its norm back. That suits weights in front of a norm, of which only the
     direction counts; without it their norms grow a thousandfold in a few thousand steps. On small budgets it needs
     about half of Adam's updates. A step never waits for the device, so that it can be part of a CUDA graph; as with
     torch's fused optimizers, an attribute ``found_inf`` that is a tensor above 0 makes it leave everything as it is.
@@ -25,7 +25,7 @@ class Muon(torch.optim.Optimizer):
 
     Args:
         parameters: Tensors of two or more dimensions.
-        lr: Length of a step relative to the norm of the kernel; a tensor may be changed between replays of a graph.
+        lr: Length of a step relative to the norm of the weight; a tensor may be changed between replays of a graph.
         momentum: Decay of the averaged gradient.
     """
 
@@ -42,27 +42,30 @@ class Muon(torch.optim.Optimizer):
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     shapes.setdefault(_matrix_shape(parameter), []).append(parameter)
-            for kernels in shapes.values():
-                self._step_alike(kernels, group["lr"], group["momentum"])
+            for weights in shapes.values():
+                self._step_alike(weights, group["lr"], group["momentum"])
 
-    def _step_alike(self, kernels: list[Tensor], lr: float | Tensor, momentum: float) -> None:
-        """Update kernels whose matrices have one shape."""
-        means = [self.state[kernel].setdefault("mean", torch.zeros_like(kernel)) for kernel in kernels]
-        gradient, mean, weight = (
-            torch.stack([tensor.flatten(1) for tensor in tensors])  # (N, out, in * k * k)
-            for tensors in ([kernel.grad for kernel in kernels if kernel.grad is not None], means, kernels)
-        )
+    def _step_alike(self, weights: list[Tensor], lr: float | Tensor, momentum: float) -> None:
+        """Update weights whose matrices have one shape."""
+        means = [self.state[weight].setdefault("mean", torch.zeros_like(weight)) for weight in weights]
+        gradients = [weight.grad for weight in weights if weight.grad is not None]
+        gradient, mean, matrix = (_stacked(tensors) for tensors in (gradients, means, weights))
         mean = mean.lerp(gradient, 1 - momentum)
         direction = orthogonalise(gradient.lerp(mean, momentum))
-        scale = lr * _norms(weight) / _norms(direction).clamp_min(_TINY)  # (N, 1, 1)
-        moved = weight - direction * scale
-        weight = moved * (_norms(weight) / _norms(moved).clamp_min(1e-12))
+        scale = lr * _norms(matrix) / _norms(direction).clamp_min(_TINY)  # (N, 1, 1)
+        moved = matrix - direction * scale
+        moved = moved * (_norms(matrix) / _norms(moved).clamp_min(1e-12))
         if self.found_inf is not None:
             skip = self.found_inf > 0
-            weight = torch.where(skip, torch.stack([kernel.flatten(1) for kernel in kernels]), weight)
-            mean = torch.where(skip, torch.stack([kept.flatten(1) for kept in means]), mean)
-        torch._foreach_copy_(kernels, [new.view(kernel.shape) for new, kernel in zip(weight, kernels, strict=True)])
-        torch._foreach_copy_(means, [new.view(kernel.shape) for new, kernel in zip(mean, kernels, strict=True)])
+            moved = torch.where(skip, matrix, moved)
+            mean = torch.where(skip, _stacked(means), mean)
+        torch._foreach_copy_(weights, [new.view(weight.shape) for new, weight in zip(moved, weights, strict=True)])
+        torch._foreach_copy_(means, [new.view(weight.shape) for new, weight in zip(mean, weights, strict=True)])
+
+
+def _stacked(tensors: list[Tensor]) -> Tensor:
+    """Tensors of N weights -> (N, out, in * k * k)."""
+    return torch.stack([tensor.flatten(1) for tensor in tensors])
 
 
 def orthogonalise(matrices: Tensor) -> Tensor:
@@ -85,5 +88,5 @@ def _norms(matrices: Tensor) -> Tensor:
     return torch.linalg.vector_norm(matrices, dim=(1, 2), keepdim=True)  # (N, 1, 1)
 
 
-def _matrix_shape(kernel: Tensor) -> tuple[int, int]:
-    return kernel.shape[0], kernel[0].numel()
+def _matrix_shape(weight: Tensor) -> tuple[int, int]:
+    return weight.shape[0], weight[0].numel()
