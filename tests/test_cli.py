@@ -90,6 +90,9 @@ def test_wrong_arguments_exit_with_2_in_one_line(arguments, message, capsys):
     [
         (["train"], "option data is required"),
         (["train", "--data", "absent", "--batch-size", "two"], "option batch_size must be int, got 'two'"),
+        (["train", "--data", "absent", "--batch_size", "two"], "option batch_size must be int, got 'two'"),
+        (["train", "--losses.gradient_penalty=a_b"], "option losses.gradient_penalty must be float, got 'a_b'"),
+        (["evaluate", "--data", "absent", "--per_image=1", "--model", "m", "--output", "o"], "absent"),
         (["train", "--data", "absent", "--losses.style=-1"], "loss weight style must be at least 0"),
         (["train", "--config", "absent.yaml"], "no configuration file at absent.yaml"),
         (["inpaint", "--model", "absent", "--image", "a", "--mask", "b", "--output", "c"], "absent"),

@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         0 on success, 1 on failure (told in one line on stderr; ``--debug`` adds the traceback), 130 after Ctrl-C, 143
         after SIGTERM. Wrong arguments exit with 2.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    arguments = _hyphened(sys.argv[1:] if argv is None else argv)
     chosen = next((word for word in arguments if not word.startswith("-")), None)
     with tolerant_streams(), _short_warnings(), _sigterm_unwinds():
         options = _parser(chosen).parse_args(arguments)
@@ -52,6 +52,17 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print_traceback(error)
             print(f"fastinpaint: error: {one_line(error)}", file=sys.stderr)
             return 1
+
+
+def _hyphened(arguments: Sequence[str]) -> list[str]:
+    """Spell the names of options with hyphens: ``--mask_dilate`` is taken as ``--mask-dilate``."""
+    end = list(arguments).index("--") if "--" in arguments else len(arguments)
+
+    def spelled(word: str) -> str:
+        name, equals, value = word.partition("=")
+        return name.replace("_", "-") + equals + value if name.startswith("--") else word
+
+    return [*map(spelled, arguments[:end]), *arguments[end:]]
 
 
 class _Parser(argparse.ArgumentParser):
