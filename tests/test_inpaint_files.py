@@ -14,6 +14,7 @@ import pytest
 import scipy.ndimage
 from PIL import Image, ImageCms, ImageOps
 from PIL.ExifTags import IFD, Base
+from PIL.IptcImagePlugin import getiptcinfo
 from PIL.PngImagePlugin import PngInfo
 
 from fastinpaint.inference import files
@@ -202,6 +203,107 @@ def test_xmp_in_utf_16_is_left_out():
     image.info["xmp"] = XMP.decode().encode("utf-16")
     with pytest.warns(RuntimeWarning, match="its XMP is left out, it cannot be read: it is not in UTF-8"):
         assert not read_metadata(image, "a.jpg").xmp
+
+
+def resource(number, content, name=b""):
+    """One of Photoshop's image resources."""
+    head = b"8BIM" + number.to_bytes(2, "big") + bytes([len(name)]) + name + b"\0" * ((len(name) + 1) % 2)
+    return head + len(content).to_bytes(4, "big") + content + b"\0" * (len(content) % 2)
+
+
+def dataset(record, number, content):
+    """One dataset of IPTC."""
+    size = len(content).to_bytes(2, "big") if len(content) < 2**15 else b"\x80\x04" + len(content).to_bytes(4, "big")
+    return bytes([0x1C, record, number]) + size + content
+
+
+PREVIEW = bytes(range(256)) * 200  # raw pixels, which no signature tells
+CAPTION = dataset(1, 90, b"\x1b%G") + dataset(2, 120, "a caption, Žofie".encode())
+IPTC = CAPTION + dataset(2, 202, PREVIEW) + dataset(7, 10, b"\1") + dataset(8, 10, PREVIEW)
+RESOURCES = resource(0x0404, IPTC) + resource(0x07D0, b"a path", b"outline") + resource(0x040C, PREVIEW)
+KEPT = resource(0x0404, CAPTION) + resource(0x07D0, b"a path", b"outline")
+COMMENTS = (b"first comment", "second, Žofie".encode())
+
+
+def segments(marker, *contents):
+    """Segments of a JPEG file."""
+    return b"".join(marker + (len(content) + 2).to_bytes(2, "big") + content for content in contents)
+
+
+class TestCommentsAndCaptions:
+    @pytest.fixture
+    def path(self, picture, tmp_path):
+        parts = [b"Photoshop 3.0\0" + RESOURCES[i : i + 60_000] for i in range(0, len(RESOURCES), 60_000)]
+        extra = segments(b"\xff\xed", *parts) + segments(b"\xff\xfe", *COMMENTS)
+        Image.fromarray(picture).save(tmp_path / "a.jpg", extra=extra)
+        return tmp_path / "a.jpg"
+
+    def test_of_jpeg_are_kept(self, inpainter, path, mask, tmp_path):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            warnings.filterwarnings("ignore", "JPEG compresses")
+            assert inpaint_files(inpainter, path, mask, tmp_path / "b.jpg").written
+        assert PREVIEW[100:400] not in (tmp_path / "b.jpg").read_bytes()
+        with Image.open(tmp_path / "b.jpg") as filled:
+            assert [content for marker, content in filled.applist if marker == "COM"] == list(COMMENTS)
+            assert getiptcinfo(filled) == {(1, 90): b"\x1b%G", (2, 120): "a caption, Žofie".encode()}
+            assert filled.info["photoshop"][0x07D0] == b"a path"
+
+    def test_large_resources_take_several_segments(self, inpainter, picture, mask, tmp_path):
+        large = resource(0x07D1, b"ab" * 50_000)
+        Image.fromarray(picture).save(tmp_path / "a.tif", tiffinfo={34377: large})
+        quiet_fill(inpainter, tmp_path / "a.tif", mask, tmp_path / "b.jpg")
+        assert read_photo(tmp_path / "b.jpg").metadata.photoshop == large
+
+    @pytest.mark.parametrize("described", [False, True])
+    def test_go_from_jpeg_to_tiff_and_back(self, inpainter, picture, mask, tmp_path, described):
+        exif, extra = Image.Exif(), segments(b"\xff\xed", b"Photoshop 3.0\0" + KEPT)
+        if described:
+            exif[Base.Copyright] = "somebody"
+        Image.fromarray(picture).save(tmp_path / "c.jpg", exif=exif, extra=extra)
+        assert not quiet_fill(inpainter, tmp_path / "c.jpg", mask, tmp_path / "b.tif").failed
+        with Image.open(tmp_path / "b.tif") as filled:
+            assert bytes(filled.tag_v2[34377]) == KEPT
+        quiet_fill(inpainter, tmp_path / "b.tif", mask, tmp_path / "b.jpg")
+        assert read_photo(tmp_path / "b.jpg").metadata.photoshop == KEPT
+
+    def test_comments_become_text_of_png(self, inpainter, path, mask, tmp_path):
+        with pytest.warns(RuntimeWarning, match=r"b\.png goes without IPTC and other Photoshop data$"):
+            inpaint_files(inpainter, path, mask, tmp_path / "b.png")
+        with Image.open(tmp_path / "b.png") as filled:
+            assert filled.text["Comment"] == "second, Žofie"
+
+    def test_comment_of_gif(self, inpainter, picture, mask, tmp_path):
+        Image.fromarray(picture).save(tmp_path / "a.gif", comment=b"a comment")
+        quiet_fill(inpainter, tmp_path / "a.gif", mask, tmp_path / "b.png")
+        with Image.open(tmp_path / "b.png") as filled:
+            assert filled.text == {"Comment": "a comment"}
+
+    def test_comment_of_jpeg_2000(self, inpainter, picture, mask, tmp_path):
+        Image.fromarray(picture).save(tmp_path / "a.jp2", comment=b"a comment")
+        quiet_fill(inpainter, tmp_path / "a.jp2", mask, tmp_path / "b.jp2")
+        with Image.open(tmp_path / "b.jp2") as filled:
+            assert filled.info["comment"] == b"a comment"
+
+    def test_what_is_never_kept_is_named(self, inpainter, picture, mask, tmp_path):
+        extra = segments(b"\xff\xeb", b"JP\0\1") + segments(b"\xff\xe1", b"http://ns.adobe.com/xmp/extension/\0")
+        Image.fromarray(picture).save(tmp_path / "a.jpg", extra=extra)
+        with pytest.warns(RuntimeWarning, match=r"b\.jpg goes without APP11 segments, APP1 segments$"):
+            inpaint_files(inpainter, tmp_path / "a.jpg", mask, tmp_path / "b.jpg")
+        text = PngInfo()
+        text.add(b"caBX", b"signed")
+        text.add_text("Raw profile type iptc", "\niptc\n 4\n1c027800\n")
+        Image.fromarray(picture).save(tmp_path / "a.png", pnginfo=text)
+        with pytest.warns(RuntimeWarning, match=r"c\.png goes without caBX chunks, raw profile type iptc$"):
+            inpaint_files(inpainter, tmp_path / "a.png", mask, tmp_path / "c.png")
+
+    @pytest.mark.parametrize("cut", [1, 40])
+    def test_damaged_ones_are_left_out_and_said(self, inpainter, picture, mask, tmp_path, cut):
+        content = b"Photoshop 3.0\0" + resource(0x0404, CAPTION)[:-cut]
+        Image.fromarray(picture).save(tmp_path / "a.jpg", extra=segments(b"\xff\xed", content))
+        with pytest.warns(RuntimeWarning, match=r"its Photoshop data is left out, .* cut off or damaged"):
+            inpaint_files(inpainter, tmp_path / "a.jpg", mask, tmp_path / "b.jpg")
+        assert not read_photo(tmp_path / "b.jpg").metadata.photoshop
 
 
 class TestMetadata:

@@ -13,8 +13,9 @@ import numpy as np
 from PIL import Image
 
 from fastinpaint.extras import extra
-from fastinpaint.inference.metadata import Metadata, fitting_icc, png_info
+from fastinpaint.inference.metadata import RESOURCES, XMP, Metadata, fitting_icc, png_info
 from fastinpaint.inference.photo import Pixels
+from fastinpaint.inference.photoshop import jpeg_segments
 
 with extra("opencv"):
     import cv2
@@ -43,10 +44,20 @@ class Format:
     color_only: bool = False
 
 
-_PNG = Format("PNG", ("L", "LA", "RGB", "RGBA", "I;16", "RGB;16"), ("EXIF", "ICC profile", "XMP", "resolution", "text"))
+_PHOTOSHOP = "IPTC and other Photoshop data"
+_PNG = Format(
+    "PNG", ("L", "LA", "RGB", "RGBA", "I;16", "RGB;16"),
+    ("EXIF", "ICC profile", "XMP", "resolution", "text", "comments"),
+)  # fmt: skip
 _TIFF_MODES = ("L", "LA", "RGB", "RGBA", "CMYK", "I;16", "I", "F", "RGB;16")
-_TIFF = Format("TIFF", _TIFF_MODES, options={"compression": "tiff_adobe_deflate"})
-_JPEG = Format("JPEG", ("L", "RGB", "CMYK"), options={"quality": 95, "subsampling": 0}, lossless=False)
+_TIFF = Format(
+    "TIFF", _TIFF_MODES, ("EXIF", "ICC profile", "XMP", "resolution", _PHOTOSHOP),
+    options={"compression": "tiff_adobe_deflate"},
+)  # fmt: skip
+_JPEG = Format(
+    "JPEG", ("L", "RGB", "CMYK"), ("EXIF", "ICC profile", "XMP", "resolution", "comments", _PHOTOSHOP),
+    options={"quality": 95, "subsampling": 0}, lossless=False,
+)  # fmt: skip
 _PPM = Format("PPM", ("L", "RGB"), ())
 FORMATS = {
     ".png": _PNG,
@@ -62,7 +73,7 @@ FORMATS = {
     ".bmp": Format("BMP", ("L", "RGB"), ("resolution",)),
     **dict.fromkeys((".ppm", ".pnm"), _PPM),
     ".pgm": Format("PPM", ("L",), ()),
-    ".jp2": Format("JPEG2000", ("L", "LA", "RGB", "RGBA", "I;16"), ()),
+    ".jp2": Format("JPEG2000", ("L", "LA", "RGB", "RGBA", "I;16"), ("comments",)),
     ".tga": Format("TGA", ("L", "LA", "RGB", "RGBA"), ()),
 }  # fmt: skip
 
@@ -133,12 +144,18 @@ def _options(metadata: Metadata, icc: bytes, target: Format) -> dict[str, Any]:
         tags = Image.Exif()
         tags.load(metadata.exif)
         if metadata.xmp:
-            tags[700] = metadata.xmp
+            tags[XMP] = metadata.xmp
+        if metadata.photoshop:
+            tags[RESOURCES] = metadata.photoshop
         kept["exif"] = tags
         if metadata.exif:
             kept["compression"] = None  # libtiff, which compresses, cannot write EXIF
     elif metadata.xmp and "XMP" in target.holds:
         kept["xmp"] = metadata.xmp
+    if target.name == "JPEG" and (metadata.photoshop or metadata.comments):
+        kept["extra"] = jpeg_segments(metadata.photoshop, metadata.comments)
+    if target.name == "JPEG2000" and metadata.comments:
+        kept["comment"] = b"\n".join(metadata.comments)
     return kept
 
 

@@ -15,12 +15,15 @@ from PIL import Image
 from PIL.ExifTags import IFD, Base
 from PIL.PngImagePlugin import PngInfo
 
+from fastinpaint.inference.photoshop import resources_of_jpeg, without_pictures
+
 T = TypeVar("T")
 
+XMP, RESOURCES, _LAYERS = 700, 34377, 37724  # tags of TIFF files: XMP, Photoshop's image resources and layers
 # Tags of TIFF files that describe how their pixels are stored, or hold or point at other pictures.
 _STRUCTURE = {
     *range(254, 270), *range(273, 282), 284, 288, 289, 290, 291, 292, 293, 297, 301, 317, *range(320, 348),
-    *range(512, 522), *range(529, 533), 700, 34377, 34675, 37724, 50706, 50740,
+    *range(512, 522), *range(529, 533), XMP, RESOURCES, 34675, _LAYERS, 50706, 50740,
     IFD.Exif, IFD.GPSInfo, IFD.Interop,
 }  # fmt: skip
 # How pictures start: JPEG (some makers' notes change its first byte), PNG, GIF, WebP, AVIF and HEIC.
@@ -29,6 +32,7 @@ _SPACING = re.compile(rb"\s|&#x?[0-9a-fA-F]{1,4};")  # breaks long lines of base
 _BASE64, _HEX = re.compile(rb"[A-Za-z0-9+/]{64,}"), re.compile(rb"(?:[0-9a-fA-F]{2}){32,}")
 _FIELD = re.compile(rb"(?<=[>\"'])(?:data:[^,<>\"']{0,99},)?([A-Za-z0-9+/=&#;\s]{96,})(?=[<\"'])")  # of XML
 _THUMBNAILS = re.compile(rb"<(\w+:Thumbnails)\b.*?</\1>", re.DOTALL)
+_BY_ITSELF = b"Created by OpenJPEG"  # begins the comment that this library writes
 _SPACES = {"L": b"GRAY", "LA": b"GRAY", "I;16": b"GRAY", "I": b"GRAY", "F": b"GRAY", "CMYK": b"CMYK"}
 
 
@@ -42,7 +46,10 @@ class Metadata:
         xmp: XMP packet without previews.
         dpi: Horizontal and vertical resolution.
         text: Keywords and texts of a PNG file.
+        comments: Comments of a JPEG, JPEG 2000 or GIF file.
+        photoshop: Photoshop's image resources without thumbnails, IPTC among them, of a JPEG or TIFF file.
         chunks: Chunks of a PNG file that say what its colours mean.
+        others: What else there is, in words; it is never kept.
     """
 
     exif: bytes = b""
@@ -50,13 +57,19 @@ class Metadata:
     xmp: bytes = b""
     dpi: tuple[float, float] | None = None
     text: dict[str, str] = field(default_factory=dict)
+    comments: tuple[bytes, ...] = ()
+    photoshop: bytes = b""
     chunks: tuple[tuple[bytes, bytes], ...] = ()
+    others: tuple[str, ...] = ()
 
     @property
     def names(self) -> list[str]:
         """What there is, in words."""
-        parts = {"EXIF": self.exif, "ICC profile": self.icc, "XMP": self.xmp, "resolution": self.dpi, "text": self.text}
-        return [name for name, part in parts.items() if part]
+        parts = {
+            "EXIF": self.exif, "ICC profile": self.icc, "XMP": self.xmp, "resolution": self.dpi, "text": self.text,
+            "comments": self.comments, "IPTC and other Photoshop data": self.photoshop,
+        }  # fmt: skip
+        return [*(name for name, part in parts.items() if part), *self.others]
 
 
 def read_metadata(image: Image.Image, path: str | PathLike[str]) -> Metadata:
@@ -75,7 +88,10 @@ def read_metadata(image: Image.Image, path: str | PathLike[str]) -> Metadata:
         xmp=part("XMP", _xmp, b""),
         dpi=part("resolution", _dpi, None),
         text=part("text", _text, {}),
+        comments=part("comments", _comments, ()),
+        photoshop=part("Photoshop data", _photoshop, b""),
         chunks=part("colour data", _color_chunks, ()),
+        others=part("further data", _others, ()),
     )
 
 
@@ -94,6 +110,8 @@ def png_info(metadata: Metadata) -> PngInfo:
         info.add_itxt("XML:com.adobe.xmp", metadata.xmp.decode("utf-8", "replace"))
     for keyword, text in metadata.text.items():
         info.add_text(keyword, text)
+    for comment in metadata.comments:
+        info.add_text("Comment", _decoded(comment))
     return info
 
 
@@ -160,6 +178,53 @@ def _text(image: Image.Image) -> dict[str, str]:
         for key, value in found.items()
         if key != "XML:com.adobe.xmp" and not key.startswith("Raw profile type") and not _is_picture(str(value))
     }
+
+
+def _segments(image: Image.Image) -> list[tuple[str, bytes]]:
+    """Markers and contents of a JPEG file's segments."""
+    return getattr(image, "applist", [])
+
+
+def _comments(image: Image.Image) -> tuple[bytes, ...]:
+    found = [content for marker, content in _segments(image) if marker == "COM"]
+    if image.format in ("GIF", "JPEG2000"):
+        found = [image.info.get("comment") or b""]
+    return tuple(one for one in found if one.strip(b"\0 ") and not one.startswith(_BY_ITSELF) and not _is_picture(one))
+
+
+def _decoded(comment: bytes) -> str:
+    comment = comment.rstrip(b"\0")
+    try:
+        return comment.decode("utf-8")
+    except UnicodeDecodeError:
+        return comment.decode("latin-1")
+
+
+def _photoshop(image: Image.Image) -> bytes:
+    stored = resources_of_jpeg(_segments(image))
+    if image.format == "TIFF":
+        stored = bytes(image.tag_v2.get(RESOURCES) or b"")  # type: ignore[attr-defined]
+    return without_pictures(stored, _is_picture)
+
+
+def _others(image: Image.Image) -> tuple[str, ...]:
+    """Name what is neither kept nor a preview nor part of how the pixels are stored."""
+    known = {
+        "APP0": (b"JFIF", b"JFXX"), "APP1": (b"Exif\0", b"http://ns.adobe.com/xap/1.0/\0"),
+        "APP2": (b"ICC_PROFILE\0", b"MPF\0"), "APP13": (b"Photoshop 3.0\0",), "APP14": (b"Adobe",), "COM": (b"",),
+    }  # fmt: skip
+    found = [f"{name} segments" for name, content in _segments(image) if not content.startswith(known.get(name, ()))]
+    chunks = [chunk[0].decode("latin-1") for chunk in getattr(image, "private_chunks", [])]
+    found += [f"{name} chunks" for name in chunks if name not in ("eXIf", "iCCP")]
+    found += [key.lower() for key in getattr(image, "text", None) or {} if _is_raw_profile(key)]
+    if image.format == "TIFF" and _LAYERS in image.tag_v2:  # type: ignore[attr-defined]
+        found.append("Photoshop layers")
+    return tuple(dict.fromkeys(found))
+
+
+def _is_raw_profile(key: str) -> bool:
+    """Whether a PNG file's text holds another kind of metadata in hexadecimal; EXIF among them is read as such."""
+    return key.startswith("Raw profile type") and not key.endswith((" exif", " APP1"))
 
 
 def _color_chunks(image: Image.Image) -> tuple[tuple[bytes, bytes], ...]:
