@@ -209,6 +209,37 @@ def test_vmap_of_operators_that_return_lists(backend):
         assert all(torch.equal(maps[i], one) for maps, one in zip(found, wanted, strict=True))
 
 
+@needs_native
+@pytest.mark.parametrize("name", KERNELS)
+def test_batched_gradients(name):
+    call, inputs = DIFFERENTIABLE[name]
+
+    def rows(x, backend):
+        only = lambda first: call(first, *inputs[1:], backend=backend)  # noqa: E731
+        return torch.autograd.functional.jacobian(only, x, vectorize=True)
+
+    if name == "pyramid_structure_loss":
+        with pytest.raises(RuntimeError, match=r'batched gradients .* take backend="reference"'):
+            rows(inputs[0], "native")
+    else:
+        torch.testing.assert_close(rows(inputs[0], "native"), rows(inputs[0], "reference"))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of torch, about sparse and nested tensors
+@pytest.mark.parametrize("name", [*DIFFERENTIABLE, "canny", "canny_pyramid", "rgb_to_gray"])
+def test_tensors_that_are_not_dense_are_refused(name):
+    call, inputs = DIFFERENTIABLE.get(name, (getattr(fi, name, None), [IMAGE]))
+    for convert, found in (
+        (torch.Tensor.to_sparse, "one of layout torch.sparse_coo"),
+        (torch.Tensor.to_mkldnn, "one of layout torch._mkldnn"),
+        (lambda x: torch.nested.nested_tensor([x[0], x[0]]), "a nested tensor"),
+    ):
+        with pytest.raises(TypeError, match=f"must be a dense tensor, got {found}"):
+            call(*map(convert, inputs))
+    with pytest.raises(TypeError, match=r"canny: mask must be a dense tensor, got .*sparse_coo"):
+        fi.canny(IMAGE, mask=EDGES[0].to_sparse())
+
+
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("name", DIFFERENTIABLE)
 def test_meta_tensors_give_shapes(name):

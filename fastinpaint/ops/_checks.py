@@ -23,6 +23,7 @@ def check_tensor(op: str, name: str, value: object, *sizes: int | str, floating:
     """
     if not isinstance(value, Tensor):
         raise TypeError(f"{op}: {name} must be a tensor {_layout(sizes)}, got {type(value).__name__}")
+    check_dense(op, name, value)
     if floating and value.dtype not in FLOATS:
         raise TypeError(f"{op}: {name} must be floating point, got {value.dtype}")
     if value.dim() != len(sizes) or any(
@@ -30,6 +31,13 @@ def check_tensor(op: str, name: str, value: object, *sizes: int | str, floating:
     ):
         raise ValueError(f"{op}: {name} must have shape {_layout(sizes)}, got {tuple(value.shape)}")
     return value
+
+
+def check_dense(op: str, name: str, value: Tensor) -> None:
+    """Raise TypeError for sparse, nested and MKL-DNN tensors, whose memory no kernel reads."""
+    if value.is_nested or value.layout != torch.strided:
+        found = "a nested tensor" if value.is_nested else f"one of layout {value.layout}"
+        raise TypeError(f"{op}: {name} must be a dense tensor, got {found}")
 
 
 def _layout(sizes: tuple[int | str, ...]) -> str:

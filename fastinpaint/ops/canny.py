@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fastinpaint.ops._backend import has_native, native_reason, ranked, select
-from fastinpaint.ops._checks import check_integer, check_number
+from fastinpaint.ops._checks import check_dense, check_integer, check_number
 from fastinpaint.ops._registration import register_vmap
 from fastinpaint.reference import canny as reference
 from fastinpaint.reference.canny import gaussian_weights
@@ -209,6 +209,7 @@ def _constant_weights(sigma: float, reach: int | None) -> tuple[float, ...]:
 def _check_image(op: str, image: Tensor, channels: tuple[int, ...], floating: bool = True) -> None:
     if not isinstance(image, Tensor):
         raise TypeError(f"{op}: image must be a tensor, got {type(image).__name__}")
+    check_dense(op, "image", image)
     if floating and not image.is_floating_point():
         raise TypeError(f"{op}: image must be a floating-point tensor, got {image.dtype}")
     if image.dtype in (torch.int64, torch.uint64):  # their largest value would make any picture black
@@ -247,6 +248,7 @@ def _check_mask(image: Tensor, mask: Tensor | None) -> None:
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
         found = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
         raise TypeError(f"canny: mask must be a bool tensor, got {found}")
+    check_dense("canny", "mask", mask)
     batch, _, height, width = image.shape
     if mask.dim() != 4 or mask.shape[0] not in (1, batch) or mask.shape[1:] != (1, height, width):
         wanted = f"({batch} or 1, 1, {height}, {width})"

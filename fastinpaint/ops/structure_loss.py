@@ -209,6 +209,8 @@ def _backward(namespace: str, ctx: Any, grad_terms: Tensor | None, *_: None) -> 
     options = [None] * ctx.options
     if grad_terms is None:
         return None, nothing, nothing, *options
+    if torch._C._functorch.is_legacy_batchedtensor(grad_terms):  # it has no rule for operators that return lists
+        raise RuntimeError(f'{_OP}: batched gradients (is_grads_batched, vectorize=True) take backend="reference"')
     run = getattr(torch.ops, namespace).structure_loss_backward
     return None, run(grad_terms, coefficients, priority, signs, predictions), nothing, *options
 
