@@ -71,6 +71,17 @@ def test_box_is_128_at_256_and_shrinks_below(height: int, width: int, side: int)
     assert len(corners) > 1
 
 
+def test_options_that_leave_no_usable_mask_are_warned_about_once(tmp_path: Path) -> None:
+    Image.fromarray(np.eye(64, dtype=np.uint8) * 255).save(tmp_path / "line.png")
+    grown = quiet_config(source=str(tmp_path), dilate_probability=1.0, dilate_iterations=(400, 400))
+    for config in (quiet_config(box_probability=1.0, box_side=400), grown):
+        sampler = MaskSampler(config, 64, 64)
+        with pytest.warns(RuntimeWarning, match="16 masks of 64 x 64 .* the last one full: a centred box") as found:
+            masks = [sampler.sample(step) for step in range(3)]
+        assert len(found) == 1
+        assert all(mask.mean() == 0.25 for mask in masks)
+
+
 def test_mixture_has_the_stated_shares(tmp_path: Path) -> None:
     dot = np.zeros((256, 256), np.uint8)
     dot[30, 30] = 255

@@ -84,7 +84,7 @@ class MaskSampler:
     """Masks by step number: (1, 1, H, W) float32 of {0, 1}, the same whenever and wherever it is asked for.
 
     A mask is never empty and never full: such a draw is made again, and after 16 of them the mask is a centred
-    box of half the height and half the width. Mask files that are unreadable, empty or full are warned about and
+    box of half the height and half the width, which is warned about once. Mask files that are unreadable, empty or full are warned about and
     replaced by the next.
 
     Args:
@@ -104,6 +104,7 @@ class MaskSampler:
             raise ValueError(f"expected a seed of at least 0, got {seed}")
         self.config, self.height, self.width, self.seed = config, height, width, seed
         self._shrink = min(1.0, _scale(height, width))
+        self._warned = False
         self._files: ReadableFiles[Mask] | None = None
         if config.source is not None:
             self._files = ReadableFiles(find_images(config.source), partial(read_mask, invert=config.invert))
@@ -120,11 +121,24 @@ class MaskSampler:
         rng = np.random.default_rng((self.seed, step))
         for _ in range(_ATTEMPTS):
             mask = self._draw(rng)
-            if 0 < int(mask.sum()) < mask.size:
+            holes = int(mask.sum())
+            if 0 < holes < mask.size:
                 break
         else:
+            self._warn("full" if holes else "empty", step)
             mask = _centre_box(self.height, self.width)
         return torch.from_numpy(mask).to(torch.float32)[None, None]
+
+    def _warn(self, found: str, step: int) -> None:
+        if not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"{_ATTEMPTS} masks of {self.height} x {self.width} drawn for update {step} were all unusable, the last "
+                f"one {found}: a centred box takes their place, there and wherever it happens again; see the options "
+                "of masks",
+                RuntimeWarning,
+                stacklevel=3,
+            )
 
     def _draw(self, rng: np.random.Generator) -> Mask:
         config = self.config
