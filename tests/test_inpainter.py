@@ -88,7 +88,21 @@ class TestInpainter:
         [
             (np.zeros((8, 9, 3), np.uint8), np.zeros((8, 8), bool), ValueError, "height and width 8x9, got 8x8"),
             (np.zeros((8, 8, 3), np.uint8), np.ones((8, 8), bool), ValueError, "covers the whole picture"),
-            (np.zeros((8, 8, 3), np.uint8), np.eye(8, dtype=np.uint8), ValueError, "holds 0 and 1 only"),
+            (
+                np.zeros((8, 8, 3), np.uint8),
+                np.eye(8, dtype=np.uint8),
+                ValueError,
+                "this one is 1: give bool, or 0 and",
+            ),
+            (
+                np.zeros((8, 8, 3), np.uint8),
+                Image.fromarray(np.eye(8, dtype=np.uint8)),
+                ValueError,
+                "above 127, but the highest value of this one is 1: give bool",
+            ),
+            (np.zeros((8, 8, 3), np.uint8), np.eye(8, dtype=np.uint8) * 76, ValueError, "value of this one is 76$"),
+            (torch.zeros(1, 3, 8, 8), torch.eye(8) * 0.3, ValueError, r"above 0\.5, but the highest value .* is 0\.3"),
+            (torch.zeros(1, 3, 8, 8), torch.full((8, 8), torch.nan), ValueError, "highest value of this one is nan"),
             (np.zeros((8, 8, 3), np.uint8), np.zeros((8, 8, 2), np.uint8), ValueError, r"must be \(H, W\)"),
             (np.zeros((8, 8, 3), np.uint8), np.zeros((8, 8)), TypeError, "bool or uint8"),
             (np.zeros((8, 8, 3)), np.zeros((8, 8), bool), TypeError, "uint8"),

@@ -244,10 +244,10 @@ def hole_of(mask: Mask) -> Tensor:
 
     Raises:
         TypeError: Another kind or dtype.
-        ValueError: Another shape, or uint8 values of 0 and 1 only, which white-above-127 would read as no hole.
+        ValueError: Another shape, NaN, or values that are not all 0 but none of which is hole, such as 0 and 1 in uint8.
     """
     if isinstance(mask, Image.Image):
-        return torch.from_numpy(grey_of(mask) > THRESHOLD)[None, None]
+        return torch.from_numpy(_above_threshold(grey_of(mask)))[None, None]
     if isinstance(mask, np.ndarray):
         return _hole_of_array(mask)
     if not isinstance(mask, Tensor):
@@ -257,7 +257,12 @@ def hole_of(mask: Mask) -> Tensor:
         raise ValueError(f"a mask tensor must be (H, W) or (B, 1, H, W), got {tuple(mask.shape)}")
     if shaped.dtype != torch.bool and not shaped.is_floating_point():
         raise TypeError(f"a mask tensor must be bool or floating point, got {mask.dtype}")
-    return shaped if shaped.dtype == torch.bool else shaped > 0.5
+    if shaped.dtype == torch.bool:
+        return shaped
+    highest = float(shaped.detach().amax()) if shaped.numel() else 0.0  # NaN if there is one
+    if not (highest > 0.5 or highest == 0):
+        raise ValueError(f"a mask tensor is hole above 0.5, but the highest value of this one is {highest:.4g}")
+    return shaped > 0.5
 
 
 def _hole_of_array(mask: npt.NDArray[Any]) -> Tensor:
@@ -266,10 +271,16 @@ def _hole_of_array(mask: npt.NDArray[Any]) -> Tensor:
     flat = mask[..., 0] if mask.ndim == 3 and mask.shape[-1] == 1 else mask
     if flat.ndim != 2:
         raise ValueError(f"a mask array must be (H, W) or (H, W, 1), got {mask.shape}")
-    if flat.dtype == np.uint8 and flat.max(initial=0) == 1:
-        raise ValueError("a uint8 mask is hole above 127, but this one holds 0 and 1 only: give bool, or 0 and 255")
-    hole = flat if flat.dtype == np.bool_ else flat > THRESHOLD
+    hole = flat if flat.dtype == np.bool_ else _above_threshold(flat)
     return torch.from_numpy(hole if hole.flags.writeable and hole.flags.c_contiguous else hole.copy())[None, None]
+
+
+def _above_threshold(grey: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
+    highest = int(grey.max(initial=0))
+    if 0 < highest <= THRESHOLD:
+        hint = ": give bool, or 0 and 255" if highest == 1 else ""
+        raise ValueError(f"a mask is hole above {THRESHOLD}, but the highest value of this one is {highest}{hint}")
+    return np.asarray(grey > THRESHOLD)
 
 
 def _canvases(image: Any, hole: Tensor, in_place: bool) -> tuple[Any, list[tuple[Canvas, Hole]]]:
