@@ -1,5 +1,6 @@
 import errno
 import os
+import signal
 import struct
 import subprocess
 import sys
@@ -186,7 +187,8 @@ def test_ascii_terminal(tmp_path):
     assert len(list(folder.iterdir())) == 1
 
 
-def test_sigterm_leaves_no_temporary_file(tmp_path):
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_signals_leave_no_temporary_file(name, tmp_path):
     code = (
         "import os, signal, sys\n"
         "from pathlib import Path\n"
@@ -195,13 +197,23 @@ def test_sigterm_leaves_no_temporary_file(tmp_path):
         "def run(options):\n"
         "    with atomic_write('out.txt') as temporary:\n"
         "        temporary.write_text('half')\n"
-        "        os.kill(os.getpid(), signal.SIGTERM)\n"
+        f"        os.kill(os.getpid(), signal.{name})\n"
         "COMMANDS['info'].run = run\n"
         "sys.exit(main(['info']))"
     )
     found = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=False)
-    assert found.returncode == 143
+    assert found.returncode == 128 + signal.Signals[name]
     assert not list(tmp_path.iterdir())
+
+
+def test_a_signal_that_is_ignored_stays_so(monkeypatch):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        monkeypatch.setattr(COMMANDS["info"], "run", lambda options: signal.raise_signal(signal.SIGHUP) or 0)
+        assert main(["info"]) == 0
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 class TestTrain:

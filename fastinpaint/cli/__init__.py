@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -36,11 +37,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         0 on success, 1 on failure (told in one line on stderr; ``--debug`` adds the traceback), 130 after Ctrl-C, 143
-        after SIGTERM. Wrong arguments exit with 2.
+        after SIGTERM, 129 after SIGHUP. Wrong arguments exit with 2.
     """
     arguments = _hyphened(sys.argv[1:] if argv is None else argv)
     chosen = next((word for word in arguments if not word.startswith("-")), None)
-    with tolerant_streams(), _short_warnings(), _sigterm_unwinds():
+    with tolerant_streams(), _short_warnings(), _signals_unwind():
         options = _parser(chosen).parse_args(arguments)
         try:
             return COMMANDS[options.command].run(options)
@@ -98,18 +99,23 @@ def _short_warnings() -> Iterator[None]:
 
 
 @contextmanager
-def _sigterm_unwinds() -> Iterator[None]:
-    """End by an exception on SIGTERM, so that half-written files are removed; training sets a handler of its own."""
+def _signals_unwind() -> Iterator[None]:
+    """End by an exception on SIGTERM and SIGHUP (a lost terminal), so that half-written files are removed.
+
+    A signal that is ignored stays ignored (``nohup``). Training sets handlers of its own.
+    """
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise SystemExit(128 + number)
 
-    try:
-        previous = signal.signal(signal.SIGTERM, stop)
-    except ValueError:  # not the main thread
-        yield
-        return
+    previous = {}
+    if threading.current_thread() is threading.main_thread():  # Python handles signals there alone
+        for name in ("SIGTERM", "SIGHUP"):
+            number = getattr(signal, name, None)
+            if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+                previous[number] = signal.signal(number, stop)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
