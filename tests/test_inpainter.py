@@ -92,7 +92,7 @@ class TestInpainter:
                 np.zeros((8, 8, 3), np.uint8),
                 np.eye(8, dtype=np.uint8),
                 ValueError,
-                "this one is 1: give bool, or 0 and",
+                "is 1: give bool, or 0 and",
             ),
             (
                 np.zeros((8, 8, 3), np.uint8),

@@ -84,8 +84,8 @@ class MaskSampler:
     """Masks by step number: (1, 1, H, W) float32 of {0, 1}, the same whenever and wherever it is asked for.
 
     A mask is never empty and never full: such a draw is made again, and after 16 of them the mask is a centred
-    box of half the height and half the width, which is warned about once. Mask files that are unreadable, empty or full are warned about and
-    replaced by the next.
+    box of half the height and half the width, which is warned about once. Mask files that are unreadable, empty or
+    full are warned about and replaced by the next.
 
     Args:
         config: the mixture.
@@ -133,9 +133,8 @@ class MaskSampler:
         if not self._warned:
             self._warned = True
             warnings.warn(
-                f"{_ATTEMPTS} masks of {self.height} x {self.width} drawn for update {step} were all unusable, the last "
-                f"one {found}: a centred box takes their place, there and wherever it happens again; see the options "
-                "of masks",
+                f"{_ATTEMPTS} masks of {self.height} x {self.width} drawn for update {step} are all empty or full, the "
+                f"last one {found}: a centred box is taken, and wherever this happens; see the options of masks",
                 RuntimeWarning,
                 stacklevel=3,
             )

@@ -244,7 +244,7 @@ def hole_of(mask: Mask) -> Tensor:
 
     Raises:
         TypeError: Another kind or dtype.
-        ValueError: Another shape, NaN, or values that are not all 0 but none of which is hole, such as 0 and 1 in uint8.
+        ValueError: Another shape, NaN, or no value that is hole although some are not 0: 0 and 1 in uint8, for example.
     """
     if isinstance(mask, Image.Image):
         return torch.from_numpy(_above_threshold(grey_of(mask)))[None, None]
