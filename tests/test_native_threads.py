@@ -13,6 +13,10 @@ def _structure_loss(image, *predictions, backend):
     return fi.pyramid_structure_loss(image.detach(), predictions, backend=backend)
 
 
+def _norm(x, weight, bias, backend):
+    return fi.instance_norm(x, weight, bias, relu=True, padding=2, backend=backend)
+
+
 def _cases():
     """(operator, inputs); the sizes differ, so that working memory grows and is used again."""
     for size in (37, 90, 64):
@@ -21,6 +25,7 @@ def _cases():
         yield fi.sobel_edges, [image]
         yield fi.edge_priority, [image[:, :1]]
         yield _structure_loss, [image, torch.randn(2, 6, size, size), torch.randn(2, 6, size // 2, size // 3)]
+        yield _norm, [torch.randn(2, 4, size, size), torch.randn(4), torch.randn(4)]
         yield fi.pooled_attention, [torch.randn(2, count, 8) for count in (8 * size, size, size)]
         yield fi.patch_attention, [torch.randn(1, 4, size // 4, size // 2)]
 

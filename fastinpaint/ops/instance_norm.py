@@ -1,5 +1,6 @@
 """Instance norm with residual, ReLU and the reflect padding of the next convolution in one operator."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -39,8 +40,9 @@ def instance_norm(
         scale: One element, any floating dtype.
         relu: Whether negative values become 0.
         padding: Reflect padding of the result in pixels, less than H and W.
-        backend: ``"auto"``, ``"triton"`` (GPU; any dtype but float64; no second derivatives) or ``"reference"``.
-            Forward-mode derivatives and torch.func take the reference.
+        backend: ``"auto"``, ``"triton"`` (GPU; any dtype but float64), ``"native"`` (CPU) or ``"reference"``. The
+            gradients of the first two cannot be differentiated again. Forward-mode derivatives and torch.func take
+            the reference.
 
     Returns:
         (B, C, H + 2 padding, W + 2 padding) in the dtype of ``x``.
@@ -51,25 +53,35 @@ def instance_norm(
         BackendUnavailable: ``backend`` cannot run the call.
     """
     _check(x, weight, bias, eps, residual, scale, padding)
-    candidates = _backend.ranked(x.device, triton=_triton_gap(x, weight, bias, residual, scale, padding))
-    if _backend.select(_OP, backend, candidates) == "triton":
+    tensors = [x, *(tensor for tensor in (weight, bias, residual, scale) if tensor is not None)]
+    gaps = {"triton": _triton_gap(tensors, padding), "native": _backend.native_reason(_OP, *tensors)}
+    chosen = _backend.select(_OP, backend, _backend.ranked(x.device, **gaps))
+    if chosen == "triton":
         run = torch.ops.fastinpaint_triton.instance_norm
         return run(x, weight, bias, residual, scale, float(eps), relu, padding)[0]
-    affine_dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    weight, bias = (None if t is None else t.to(affine_dtype) for t in (weight, bias))
-    residual, scale = (None if t is None else t.to(x.dtype) for t in (residual, scale))
+    real = _real(x)
+    weight, bias = (None if t is None else t.to(real) for t in (weight, bias))
+    residual = None if residual is None else residual.to(x.dtype)
+    if chosen == "native":
+        scale = None if scale is None else scale.to(real)
+        return torch.ops.fastinpaint.instance_norm(x, weight, bias, residual, scale, float(eps), relu, padding)[0]
+    scale = None if scale is None else scale.to(x.dtype)
     with _checks.without_autocast(x.device):
         return reference.instance_norm(x, weight, bias, eps, residual, scale, relu, padding)
 
 
-def _triton_gap(x: Tensor, *rest: Any) -> str | None:
-    *tensors, padding = rest
-    gap = _backend.triton_reason(x, *(tensor for tensor in tensors if tensor is not None))
+def _real(x: Tensor) -> torch.dtype:
+    """The dtype of statistics and parameters."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def _triton_gap(tensors: Sequence[Tensor], padding: int) -> str | None:
+    gap = _backend.triton_reason(*tensors)
     if gap is not None:
         return gap
-    channels, height, width = x.shape[1:]
+    channels, height, width = tensors[0].shape[1:]
     if channels * (height + 2 * padding) * (width + 2 * padding) >= 2**31:
-        return f"it takes fewer than 2**31 elements for each image of the result, got {tuple(x.shape)}"
+        return f"it takes fewer than 2**31 elements for each image of the result, got {tuple(tensors[0].shape)}"
     return None
 
 
@@ -162,7 +174,7 @@ def _fake(
     relu: bool,
     padding: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    statistics = [x.new_empty(x.shape[:2], dtype=torch.float32) for _ in range(2)]
+    statistics = [x.new_empty(x.shape[:2], dtype=_real(x)) for _ in range(2)]
     return _empty(x, padding), statistics[0], statistics[1]
 
 
@@ -204,7 +216,7 @@ def _backward_fake(
     residual_gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     grad_residual = _empty(x, dtype=grad.dtype) if residual_gradient else grad.new_empty((0,))
-    return _empty(x), x.new_empty((3, x.shape[1]), dtype=torch.float32), grad_residual
+    return _empty(x), x.new_empty((3, x.shape[1]), dtype=_real(x)), grad_residual
 
 
 def _register(namespace: str) -> None:
@@ -219,3 +231,5 @@ def _register(namespace: str) -> None:
 
 
 _register("fastinpaint_triton")
+if _backend.has_native(_OP):
+    _register("fastinpaint")
