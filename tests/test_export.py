@@ -166,8 +166,11 @@ class TestFiles:
         assert np.abs(filled - wanted).max() <= 1
 
 
+NATIVE_OPERATORS = ("canny", "instance_norm", "pooled_attention", "sobel_edges")
+
+
 class StandIn(nn.Module):
-    """As the generator is called, of one convolution and one attention: the real one takes minutes to compile."""
+    """As the generator is called, of a convolution, norm and attention: the real one takes minutes to compile."""
 
     def __init__(self):
         super().__init__()
@@ -176,7 +179,7 @@ class StandIn(nn.Module):
         self.head = nn.Conv2d(8, 3, 1)
 
     def forward(self, inputs):
-        x = self.convolution(inputs)
+        x = fastinpaint.instance_norm(self.convolution(inputs), None, self.head.bias.new_ones(8), relu=True)
         tokens, pooled = (y.flatten(2).transpose(1, 2) for y in (x, F.max_pool2d(x, 4)))  # (B, N, 8), (B, N / 16, 8)
         attended = fastinpaint.pooled_attention(tokens, pooled, pooled).transpose(1, 2).reshape(x.shape)
         return fastinpaint.GeneratorOutput((self.head(attended).tanh(),) * 3, (attended[:, :6],) * 3)
@@ -186,7 +189,7 @@ class StandIn(nn.Module):
 def package(tmp_path_factory):
     path = tmp_path_factory.mktemp("package") / "picture.aoti.pt2"
     operators = aoti.write_package(StandIn(), path, "picture")
-    assert operators == [f"fastinpaint.{name}.default" for name in ("canny", "pooled_attention", "sobel_edges")]
+    assert operators == [f"fastinpaint.{name}.default" for name in NATIVE_OPERATORS]
     return path
 
 
