@@ -8,6 +8,10 @@ leaves what was finished. A step that fails or takes too long does not stop the 
 Canny nothing runs (``--without-canny`` insists). ``python -m benchmarks.results --from-archive FOLDER/results.tgz``
 turns the archive into tables and plots.
 
+Kernels take their first configurations (FASTINPAINT_TUNE=0): to compile and time the others took a minute of the first
+training step, once for every process that found no choice on disk. The step ``tune`` times them later by itself;
+FASTINPAINT_TUNE=1 in the environment tunes in every step.
+
 The machine needs torch, Triton, pytest, pytest-xdist, pytest-timeout, hypothesis, numpy, safetensors, tqdm and
 lazy_loader; nvcc where fastinpaint/_C_cuda.abi3.so, which is carried beside _C.abi3.so, is not there or does not load.
 FASTINPAINT_COMMIT names the commit where there is no git.
@@ -93,6 +97,7 @@ class Check:
             "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")]),
             "PYTHONUNBUFFERED": "1",
             "TRITON_CACHE_DIR": str(self.kernels),
+            "FASTINPAINT_TUNE": os.environ.get("FASTINPAINT_TUNE", "0"),
             "FASTINPAINT_COMMIT": os.environ.get("FASTINPAINT_COMMIT") or git_commit(),
         }
         if dry:
@@ -152,8 +157,12 @@ class Check:
                     )  # fmt: skip
                 except OSError as error:
                     log.write(f"{error}\n")
-        statuses = {name: wait(process, end - time.monotonic()) for name, process in processes.items()}
-        return statuses.get(step.name, 127)
+        status = wait(processes.pop(step.name), end - time.monotonic()) if step.name in processes else 127
+        if processes:
+            self.pack()  # a kill while its companions still run leaves what it printed
+        for process in processes.values():
+            wait(process, end - time.monotonic())
+        return status
 
     def take(self, step: Step) -> int:
         """Run a step, keep everything, print its table."""
@@ -179,8 +188,12 @@ class Check:
             path.unlink(missing_ok=True)
 
     def finish(self, step: Step, how: str) -> None:
-        """Note how a step ended, pack, summarise."""
+        """Note how a step ended; pack."""
         self.done.append((step, how))
+        self.pack()
+
+    def pack(self) -> None:
+        """Write the summary, and everything into the archive."""
         summary = self.summary()
         (self.scratch / "summary.md").write_text(summary)
         part = self.folder / ".results.tgz.part"
@@ -426,6 +439,18 @@ def compiled_command(check: Check) -> list[str]:
     return check.benchmark(*COMPILABLE, "--compiled", "only", "--skip", "part,float32")
 
 
+ON_STAND_IN = "import sys; from benchmarks import stand_in; stand_in.install(); from fastinpaint.cli import main"
+
+
+def tune_command(check: Check) -> list[str]:
+    """``fastinpaint tune`` of the original system's network, as the training step is measured."""
+    options = ["tune", "--config", "original", "--batch-size", "16", "--precision", "bfloat16"]
+    if check.dry:
+        tiny = ["--base-channels", "2", "--discriminator-channels", "2", "--image-size", "16", "--batch-size", "1"]
+        return [check.python, "-c", f"{ON_STAND_IN}; sys.exit(main())", *options, *tiny]
+    return [check.python, "-m", "fastinpaint", *options]
+
+
 def build_command(check: Check) -> list[str]:
     """Compile the extension with its CUDA kernels."""
     if check.dry:
@@ -476,6 +501,10 @@ STEPS = (
     Step(
         "tests_alone", "memory, and offsets beyond 2^31, one after the other", 60,
         lambda c: pytest_command(c, ALONE, *(["--collect-only"] if c.dry else [])), test_results("tests_alone"),
+    ),
+    Step(
+        "tune", "every configuration of the tuned kernels, timed", 90, tune_command, last_lines("tune", 40),
+        {"FASTINPAINT_TUNE": "1"},
     ),
     Step(
         "compiled", "torch.compile of the generator, the step and the operators", 120,

@@ -24,7 +24,8 @@ DOCS = sorted((ROOT / "docs").rglob("*.md"))
 OPERATORS = sorted(path.stem for path in (ROOT / "fastinpaint" / "ops").glob("[a-z]*.py"))
 COMMAND_PAGES = {
     "demo": "demo", "train": "training", "inpaint": "inpaint", "serve": "painter", "evaluate": "evaluation",
-    "export": "export", "convert": "original-checkpoints", "masks": "masks", "info": "info",
+    "export": "export", "convert": "original-checkpoints", "masks": "masks", "tune": "training",
+    "info": "info",
 }  # fmt: skip
 
 

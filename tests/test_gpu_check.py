@@ -70,11 +70,11 @@ GROUPS = (
     ("tests",),
     ("train_step", "generator", "parts"),
     ("operators",),
-    ("tests_alone", "tests_compile"),
+    ("tests_alone", "tests_compile", "tune"),
     ("ncu", "memcheck", "racecheck"),
     ("compiled",),
 )
-PRINTED = {"ncu": "detect: 12.5 55.0 45.0", "memcheck": "ran canny, canny_pyramid"}
+PRINTED = {"ncu": "detect: 12.5 55.0 45.0", "memcheck": "ran canny, canny_pyramid", "tune": "kept in"}
 WRITTEN = {
     "train_step": ("train_step",),
     "generator": ("generator",),
@@ -171,6 +171,46 @@ def test_an_unknown_step_is_refused():
     )  # fmt: skip
     assert done.returncode == 2
     assert "no step named nonsense; there are tests, train_step" in done.stderr
+
+
+@pytest.mark.parametrize(("given", "wanted"), [(None, "0"), ("1", "1")])
+def test_kernels_are_not_tuned_unless_asked_for(given, wanted, tmp_path, monkeypatch):
+    monkeypatch.delenv("FASTINPAINT_TUNE", raising=False)
+    if given:
+        monkeypatch.setenv("FASTINPAINT_TUNE", given)
+    check = gpu_check.Check(tmp_path / "out", 10, dry=True)
+    show = "import os; print('tuning is', os.environ['FASTINPAINT_TUNE'])"
+    plain, tune = (
+        gpu_check.Step(name, "", 60, lambda c: [c.python, "-c", show], gpu_check.last_lines(name), environment)
+        for name, environment in (("plain", {}), ("own", _step("tune").environment))
+    )
+    assert check.take(plain) == check.take(tune) == 0
+    assert check.text("plain") == f"tuning is {wanted}\n"
+    assert check.text("own") == "tuning is 1\n"
+
+
+def _step(name):
+    return next(step for step in gpu_check.STEPS if step.name == name)
+
+
+def test_what_a_step_printed_is_packed_before_its_companions_end(tmp_path):
+    check = gpu_check.Check(tmp_path / "out", 600, dry=False)
+    seen = tmp_path / "seen"
+    wait = f"while ! tar -xOf {tmp_path}/out/results.tgz first.txt > {seen}; do sleep 0.05; done"
+    step = gpu_check.Step(
+        "first", "", 60, lambda _: ["echo", "a fact"], gpu_check.last_lines("first"),
+        beside=lambda _: [["sh", "-c", wait]],
+    )  # fmt: skip
+    assert check.take(step) == 0
+    assert seen.read_text() == "a fact\n"
+
+
+def test_the_operator_of_most_launches_is_profiled_last():
+    """ncu stops after a number of launches."""
+    pytest.importorskip("triton")
+    from benchmarks import workload
+
+    assert list(workload.operators("cpu", large=False))[-1] == "patch_attention"
 
 
 def _check(tmp_path, name, text):

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 import fastinpaint
-from fastinpaint.cli import convert, demo, evaluate, export, info, inpaint, masks, serve, train
+from fastinpaint.cli import convert, demo, evaluate, export, info, inpaint, masks, serve, train, tune
 from fastinpaint.cli.streams import tolerant_streams
 from fastinpaint.errors import one_line, print_traceback
 
@@ -28,6 +28,7 @@ COMMANDS = {
     "export": export,
     "convert": convert,
     "masks": masks,
+    "tune": tune,
     "info": info,
 }
 

@@ -4,19 +4,13 @@ from __future__ import annotations
 
 import argparse
 
+from fastinpaint.cli.arguments import add_training_options, training_options
+
 SUMMARY = "train a generator on a folder of images"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    from fastinpaint.training.config import TrainConfig
-    from fastinpaint.training.options import add_flags
-    from fastinpaint.training.presets import preset_names
-
-    parser.add_argument(
-        "--config",
-        help=f"YAML file of options, or a preset ({', '.join(preset_names())}); the flags below come on top of it",
-    )
     parser.add_argument(
         "--resume",
         action="store_true",
@@ -24,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "given beside are applied and named",
     )
     parser.add_argument("--print-config", action="store_true", help="print the options as YAML, explained, and stop")
-    add_flags(parser.add_argument_group("options, as in the YAML file"), TrainConfig)
+    add_training_options(parser)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -32,12 +26,10 @@ def run(options: argparse.Namespace) -> int:
     import logging
 
     from fastinpaint.training.config import TrainConfig
-    from fastinpaint.training.options import flag_values, from_mapping, merge, modernise, read_yaml, to_mapping
-    from fastinpaint.training.presets import find_config
+    from fastinpaint.training.options import from_mapping, merge, to_mapping
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    given = modernise(TrainConfig, read_yaml(find_config(options.config))) if options.config else {}
-    given = merge(given, flag_values(TrainConfig, options))
+    given = training_options(options)
     if options.resume:
         run = TrainConfig.of_run(given.get("output", TrainConfig().output))
         given = merge(to_mapping(run), given)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import groupby
 from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fastinpaint.data.masks import THRESHOLD, grey_of
 from fastinpaint.inference.canvas import ArrayCanvas, Canvas, PillowCanvas, TensorCanvas, editable, levels_of
+from fastinpaint.inference.graphs import GraphPerSize
 from fastinpaint.inference.precision import Precision, computing_in, layout_on, precision_of
 from fastinpaint.inference.prepare import mirror_pad, shrink
 from fastinpaint.inference.regions import SIZE, Box, Hole, fill_region, plan_regions
@@ -52,6 +53,8 @@ class Inpainter:
             ``"resize"``: the whole picture is filled with ``max_side`` as its longer side, and the filling enlarged.
             ``"original"``: the whole picture is filled at its size; attention grows with the square of the area.
         precision: ``"float32"``, ``"bfloat16"``, or ``"auto"``: bfloat16 where the processor computes it faster.
+        cuda_graphs: On a GPU, replay a CUDA graph for each size of region and batch that comes again, up to 2^20
+            pixels. Backend and modules stay those of the recorded call; the memory of up to four such calls is kept.
 
     Attributes:
         precision: ``torch.float32`` or ``torch.bfloat16``.
@@ -67,6 +70,7 @@ class Inpainter:
         max_side: int = 512,
         strategy: Strategy = "crop",
         precision: Precision = "float32",
+        cuda_graphs: bool = True,
     ) -> None:
         if max_side < 0:
             raise ValueError(f"max_side must be at least 0 pixels, got {max_side}")
@@ -78,6 +82,11 @@ class Inpainter:
         self.max_side = max_side
         self.strategy = strategy
         self.precision = precision_of(precision, self.device)
+        graphs = cuda_graphs and self.device.type == "cuda"
+        self._graphs = GraphPerSize(self._predict_plainly, self.device, self._weights) if graphs else None
+
+    def _weights(self) -> Iterable[Tensor]:
+        return [*self.generator.parameters(), *self.generator.buffers()]
 
     @classmethod
     def from_pretrained(
@@ -87,6 +96,7 @@ class Inpainter:
         max_side: int = 512,
         strategy: Strategy = "crop",
         precision: Precision = "float32",
+        cuda_graphs: bool = True,
     ) -> Inpainter:
         """Load a folder that ``save_pretrained`` or ``fastinpaint convert`` wrote, or a model that ships (``"small"``).
 
@@ -94,7 +104,7 @@ class Inpainter:
         whatever its weights are stored as.
         """
         generator = InpaintGenerator.from_pretrained(path, dtype=torch.float32)
-        return cls(generator, device, max_side, strategy, precision)
+        return cls(generator, device, max_side, strategy, precision, cuda_graphs)
 
     def __call__(self, image: Picture, mask: Mask) -> Picture:
         """Fill the hole.
@@ -178,6 +188,10 @@ class Inpainter:
             job.canvas.write(job.box, job.hole, values)
 
     def _predict(self, image: Tensor, hole: Tensor) -> Tensor:
+        """As ``_predict_plainly``, by a CUDA graph where there is one for the size."""
+        return (self._graphs or self._predict_plainly)(image, hole)
+
+    def _predict_plainly(self, image: Tensor, hole: Tensor) -> Tensor:
         """(B, 3, H, W) in [-1, 1], (B, 1, H, W) bool -> (B, 3, H, W) in [-1, 1], right in the hole."""
         height, width = image.shape[-2:]
         inputs = assemble_known_input(mirror_pad(image), mirror_pad(hole.to(image.dtype)))

@@ -4,45 +4,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from fastinpaint.inference.graphs import CudaRecorder, Recorder, reason_of
+
 Terms = dict[str, Tensor]
 _WARM_UP = 3  # plain steps before the capture: kernels are tuned, optimizers make their state
-
-
-class Recorder(Protocol):
-    """What runs a step apart and records it: CUDA's, or a test's."""
-
-    def warm_up(self, run: Callable[[], Terms]) -> Terms:
-        """Run a step on the stream that will record it."""
-
-    def record(self, run: Callable[[], Terms]) -> tuple[Callable[[], None], Terms]:
-        """Record a step without running it; return what replays it, and the tensors that a replay fills."""
-
-
-class CudaRecorder:
-    """Records with ``torch.cuda.graph`` on a stream of its own, as PyTorch's notes on CUDA graphs describe."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.stream = torch.cuda.Stream(device)
-
-    def warm_up(self, run: Callable[[], Terms]) -> Terms:
-        """Run a step on the stream that will record it."""
-        self.stream.wait_stream(torch.cuda.current_stream(self.stream.device))
-        with torch.cuda.stream(self.stream):
-            terms = run()
-        torch.cuda.current_stream(self.stream.device).wait_stream(self.stream)
-        return terms
-
-    def record(self, run: Callable[[], Terms]) -> tuple[Callable[[], None], Terms]:
-        """Record a step; other threads (the one that pins the loader's memory) may use CUDA meanwhile."""
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
-            terms = run()
-        return graph.replay, terms
 
 
 class GraphedStep:
@@ -59,7 +28,7 @@ class GraphedStep:
 
     def __init__(self, step: Callable[..., Terms], device: torch.device, recorder: Recorder | None = None) -> None:
         self.step, self.device = step, device
-        self.recorder = CudaRecorder(device) if recorder is None else recorder
+        self.recorder: Recorder = CudaRecorder(device) if recorder is None else recorder
         self.failure: str | None = None
         self._inputs: list[Tensor] = []
         self._done = 0
@@ -97,11 +66,7 @@ class GraphedStep:
         try:
             self._replay, self._terms = self.recorder.record(self._run)
         except Exception as error:  # whatever a step does that a graph cannot hold; the run must go on
-            first: BaseException = error
-            while first.__context__ is not None:
-                first = first.__context__
-            lines = str(first).strip().splitlines()
-            self.failure = f"{type(first).__name__}: {lines[0] if lines else ''}"
+            self.failure = reason_of(error)
             warnings.warn(
                 f"no CUDA graph of the training step, plain steps go on: {self.failure}", RuntimeWarning, stacklevel=3
             )

@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastinpaint.inference.graphs import Recorder
 from fastinpaint.losses.objective import InpaintObjective
 from fastinpaint.losses.parts import BatchPart
 from fastinpaint.models.discriminator import PatchDiscriminator
 from fastinpaint.models.generator import GeneratorOutput, InpaintGenerator
 from fastinpaint.models.inputs import assemble_input, assemble_known_input
 from fastinpaint.training.distributed import Ranks
-from fastinpaint.training.graph import GraphedStep, Recorder
+from fastinpaint.training.graph import GraphedStep
 from fastinpaint.training.muon import Muon
 
 

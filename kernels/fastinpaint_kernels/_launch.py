@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -34,6 +34,24 @@ def _untuned() -> bool:
     return os.environ.get("FASTINPAINT_TUNE", "1") == "0"
 
 
+class Choice(NamedTuple):
+    """What tuning chose for one problem of a kernel.
+
+    Args:
+        kernel: Its name.
+        problem: Family, values of the tuning key by name, dtypes of the tensors.
+        configuration: As Triton writes it.
+        seconds: Of a launch, the median; None where there was one configuration and nothing to measure.
+        first: The same of the first configuration, which is what an untuned launch takes.
+    """
+
+    kernel: str
+    problem: str
+    configuration: str
+    seconds: float | None
+    first: float | None
+
+
 class TunedFamilies:
     """A kernel with several families of configurations, tuned within the one that suits its arguments.
 
@@ -49,6 +67,7 @@ class TunedFamilies:
         family: Callable[[Mapping[str, Any]], str],
         key: Sequence[str],
     ) -> None:
+        self.kernel = kernel
         self.names = kernel.arg_names
         self.family = family
         self.key = tuple(key)
@@ -56,7 +75,8 @@ class TunedFamilies:
             name: triton.autotune(configs=list(configs), key=list(key), cache_results=True)(kernel)
             for name, configs in families.items()
         }
-        self.tuned: set[tuple[Any, ...]] = set()
+        self.chosen: dict[tuple[Any, ...], triton.Config] = {}
+        self.choices: list[Choice] = []
 
     def __getitem__(self, grid: Any) -> Callable[..., Any]:
         """The launcher for a grid; all arguments are positional."""
@@ -65,16 +85,36 @@ class TunedFamilies:
     def _launch(self, grid: Any, arguments: tuple[Any, ...]) -> Any:
         named = dict(zip(self.names, arguments, strict=False))
         name = self.family(named)
-        tuner = self.tuners[name]
         problem = (name, *(named[k] for k in self.key), *(a.dtype for a in arguments if isinstance(a, Tensor)))
-        if problem in self.tuned or len(tuner.configs) == 1:
-            return tuner[grid](*arguments)
-        if _untuned() or (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()):
-            first = tuner.configs[0]
-            return tuner.fn[grid](*arguments, **first.all_kwargs())
-        result = tuner[grid](*arguments)
-        self.tuned.add(problem)
-        return result
+        config = self.chosen.get(problem)
+        if config is None:
+            tuner = self.tuners[name]
+            config = tuner.configs[0]
+            if len(tuner.configs) == 1:
+                self._note(problem, config, {})
+            elif not (_untuned() or (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing())):
+                result = tuner[grid](*arguments)
+                self._note(problem, tuner.best_config, tuner.configs_timings)
+                return result
+        return self.kernel[grid](*arguments, **config.all_kwargs())
+
+    def _note(self, problem: tuple[Any, ...], config: triton.Config, timings: Mapping[triton.Config, Any]) -> None:
+        """Remember a choice; Triton's timings are milliseconds, the median first."""
+        self.chosen[problem] = config
+        name, values, dtypes = problem[0], problem[1 : 1 + len(self.key)], problem[1 + len(self.key) :]
+        parts = [name, *(f"{key} {value}" for key, value in zip(self.key, values, strict=True))]
+        parts += dict.fromkeys(str(dtype).removeprefix("torch.") for dtype in dtypes)
+        medians = {c: (t[0] if isinstance(t, Sequence) else t) / 1e3 for c, t in timings.items()}
+        first = medians.get(self.tuners[name].configs[0])
+        self.choices.append(Choice(self.kernel.__name__, ", ".join(parts), str(config), medians.get(config), first))
+
+
+_TUNED: list[TunedFamilies] = []
+
+
+def choices() -> list[Choice]:
+    """What this process has chosen so far, kernel by kernel; measured now, or found in Triton's cache."""
+    return [choice for kernel in _TUNED for choice in kernel.choices]
 
 
 def autotune(
@@ -90,4 +130,9 @@ def autotune(
     """
     if triton.knobs.runtime.interpret:
         families = {name: configs[:1] for name, configs in families.items()}
-    return lambda kernel: TunedFamilies(kernel, families, family, key)
+
+    def decorate(kernel: Any) -> TunedFamilies:
+        _TUNED.append(TunedFamilies(kernel, families, family, key))
+        return _TUNED[-1]
+
+    return decorate

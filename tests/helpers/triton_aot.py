@@ -19,8 +19,9 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
-from triton.runtime.autotuner import Autotuner
 from triton.runtime.jit import JITFunction
+
+from fastinpaint_kernels._launch import TunedFamilies
 
 RECORDED = Path(__file__).parent / "triton_resources.json"
 # Compute capability: bytes of shared memory that one block may have, from the CUDA programming guide.
@@ -186,7 +187,7 @@ CASES = {
 def compile_all(capabilities: list[int]) -> Table:
     """Compile all cases for the given compute capabilities."""
     table: Table = {}
-    launch, tune = JITFunction.run, Autotuner.run
+    launch, tuned = JITFunction.run, TunedFamilies._launch
     where = ""
 
     def compile_only(self, *args, grid, warmup, **kwargs):
@@ -195,11 +196,12 @@ def compile_all(capabilities: list[int]) -> Table:
         chosen = " ".join(f"{name}={value}" for name, value in sorted(sizes.items()))
         table[f"{where} / {self.__name__} / {chosen} / sm_{driver.active.capability}"] = _resources(kernel)
 
-    def every_configuration(self, *args, **kwargs):
-        for config in self.configs:
-            self.fn.run(*args, **kwargs, **config.all_kwargs())
+    def every_configuration(self, grid, arguments):
+        family = self.family(dict(zip(self.names, arguments, strict=False)))
+        for config in self.tuners[family].configs:
+            self.kernel[grid](*arguments, **config.all_kwargs())
 
-    JITFunction.run, Autotuner.run = compile_only, every_configuration
+    JITFunction.run, TunedFamilies._launch = compile_only, every_configuration
     try:
         for capability in capabilities:
             driver.set_active(_StandIn(capability))
@@ -208,7 +210,7 @@ def compile_all(capabilities: list[int]) -> Table:
                     where = f"{op} / {case}"
                     run()
     finally:
-        JITFunction.run, Autotuner.run = launch, tune
+        JITFunction.run, TunedFamilies._launch = launch, tuned
     return table
 
 

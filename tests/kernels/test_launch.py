@@ -59,3 +59,35 @@ def test_an_untuned_kernel_in_a_capture_takes_its_first_configuration(kernel, me
     _capture(monkeypatch, True)
     assert _configuration(kernel) == 4
     assert _configuration(kernel, 2) == 2
+
+
+def test_choices_are_told_with_their_times(kernel, measured):
+    for size in (1, 1, 7):
+        _configuration(kernel, size)
+    tuned, alone = kernel.choices
+    assert tuned.kernel == alone.kernel == "_which"
+    assert (tuned.problem, alone.problem) == ("one, size 1, int32", "other, size 7, int32")
+    assert tuned.configuration.startswith("BLOCK: 4, num_warps: 4")
+    assert alone.configuration.startswith("BLOCK: 8, num_warps: 4")
+    assert (tuned.seconds, tuned.first) == (0.0, 1e-3)
+    assert (alone.seconds, alone.first) == (None, None)
+
+
+def test_untuned_launches_are_not_choices(kernel, measured, monkeypatch):
+    monkeypatch.setenv("FASTINPAINT_TUNE", "0")
+    assert _configuration(kernel) == 2
+    assert not measured
+    assert not kernel.choices
+
+
+def test_a_choice_on_disk_is_not_measured_again(kernel, measured, monkeypatch):
+    def found(self, key, configs, bench_all):
+        self.configs_timings = {config: [float(config.kwargs["BLOCK"] != 2)] * 3 for config in configs}
+        self.cache[key] = configs[0]
+        return True
+
+    monkeypatch.setattr(Autotuner, "check_disk_cache", found)
+    kernel.tuners["one"].cache_results = True  # off in the interpreter
+    assert _configuration(kernel) == 2
+    assert not measured
+    assert kernel.choices[0].seconds == 0.0
