@@ -495,6 +495,10 @@ STEPS = (
         lambda c: c.benchmark("train_step", "--compiled", "no", "--case", "part", "--name", "train_parts"),
         tables("train_parts"),
     ),
+    Step(
+        "launch_cost", "microseconds of the host between a call and its kernels", 30,
+        lambda c: c.module("benchmarks.launch_cost", "--device", "cuda"), last_lines("launch_cost"),
+    ),
     Step("ncu", "speed of light and occupancy of each kernel", 75, ncu_command, ncu_table),
     Step("memcheck", "compute-sanitizer", 90, sanitizer_command("memcheck"), sanitizer_result("memcheck"), UNCACHED),
     Step("racecheck", "compute-sanitizer", 90, sanitizer_command("racecheck"), sanitizer_result("racecheck")),

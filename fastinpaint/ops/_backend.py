@@ -16,6 +16,11 @@ from torch.autograd import forward_ad
 
 BACKENDS = ("triton", "native", "reference")
 _TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_ORDER = {
+    "cuda": ("triton", "native", "reference"),
+    "cpu": ("native", "reference", "triton"),
+    "meta": ("reference", "native", "triton"),
+}
 _CHOSEN: ContextVar[str] = ContextVar("fastinpaint_backend", default="auto")
 
 
@@ -148,7 +153,7 @@ def cpu_isa() -> str | None:
 def native_reason(op: str, *tensors: torch.Tensor, differentiable: bool = True) -> str | None:
     """Say why ``fastinpaint::op`` of the extension cannot take these tensors; None when it can."""
     gap = _transform_gap(tensors) if differentiable else None
-    return gap or _native_reason(op, tuple(tensor.device.type for tensor in tensors))
+    return gap or _native_reason(op, tuple([tensor.device.type for tensor in tensors]))
 
 
 @functools.cache
@@ -175,9 +180,10 @@ def _triton_reason(devices: tuple[tuple[str, int | None], ...], dtypes: tuple[to
 
 def triton_reason(*tensors: torch.Tensor) -> str | None:
     """Say why the Triton kernels cannot take these tensors; None when they can. Bool maps count as bytes."""
-    devices = tuple((tensor.device.type, tensor.device.index) for tensor in tensors)
-    dtypes = dict.fromkeys(tensor.dtype for tensor in tensors if tensor.dtype != torch.bool)
-    return _triton_reason(devices, tuple(dtypes)) or _transform_gap(tensors)
+    devices = [tensor.device for tensor in tensors]
+    kinds = tuple([(device.type, device.index) for device in devices])
+    dtypes = dict.fromkeys([tensor.dtype for tensor in tensors if tensor.dtype != torch.bool])
+    return _triton_reason(kinds, tuple(dtypes)) or _transform_gap(tensors)
 
 
 def ranked(device: torch.device, **gaps: str | None) -> dict[str, str | None]:
@@ -186,10 +192,8 @@ def ranked(device: torch.device, **gaps: str | None) -> dict[str, str | None]:
     Triton comes first on a GPU; elsewhere it is not even worth a warning. On the meta device, where nothing runs, no
     kernel is.
     """
-    order = {"cuda": ("triton", "native", "reference"), "meta": ("reference", "native", "triton")}
-    names = order.get(device.type, ("native", "reference", "triton"))
     candidates: dict[str, str | None] = {"reference": None, **gaps}
-    return {name: candidates[name] for name in names if name in candidates}
+    return {name: candidates[name] for name in _ORDER.get(device.type, _ORDER["cpu"]) if name in candidates}
 
 
 @functools.cache
@@ -213,6 +217,9 @@ def _select(op: str, requested: str, candidates: tuple[tuple[str, str | None], .
     requested = _CHOSEN.get() if requested == "auto" else requested
     default = os.environ.get("FASTINPAINT_BACKEND") or "auto"
     wanted = default if requested == "auto" else requested
+    best, gap = candidates[0]
+    if gap is None and wanted in ("auto", best):  # nothing to weigh: most calls
+        return best
     if wanted not in ("auto", *BACKENDS):
         where = "FASTINPAINT_BACKEND" if requested == "auto" else "backend"
         raise ValueError(f"{op}: {where} must be one of auto, {', '.join(BACKENDS)}, got {wanted!r}")

@@ -13,6 +13,16 @@ from torch import Tensor
 Blocks = Mapping[str, int]
 
 
+def cdiv(number: int, size: int) -> int:
+    """How many pieces of ``size`` hold ``number``. On the host ``triton.cdiv`` takes microseconds a call."""
+    return -(-number // size)
+
+
+def next_power_of_2(number: int) -> int:
+    """The least power of two that is at least ``number``, which is at least 1."""
+    return 1 << (number - 1).bit_length()
+
+
 def on_device_of(tensor: Tensor) -> AbstractContextManager[Any]:
     """Make the tensor's GPU current: Triton launches on the current device and its current stream."""
     return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()

@@ -11,6 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastinpaint_kernels._launch import cdiv, next_power_of_2
+
 MAX_DEPTH = 576  # columns of a patch
 
 
@@ -146,12 +148,12 @@ def weighted_patches(features: Tensor, keys: Tensor, factor: Tensor, lse: Tensor
         (B, H * W, D) in the dtype of ``features``.
     """
     (batch, channels, height, width), (_, count, depth) = features.shape, keys.shape
-    wide = max(triton.next_power_of_2(depth) // 2, 16)
+    wide = max(next_power_of_2(depth) // 2, 16)
     values = features.new_empty((batch, height * width, depth))
-    _flash_kernel[(triton.cdiv(height * width, 64), batch)](
+    _flash_kernel[(cdiv(height * width, 64), batch)](
         features, keys, factor, values, lse, features.stride(), height, width, count,
         CHANNELS=channels, K=kernel_size, DEPTH=depth,
-        WIDE=wide, REST=max(triton.next_power_of_2(depth - wide), 16), WHOLE=count % 64 == 0,
+        WIDE=wide, REST=max(next_power_of_2(depth - wide), 16), WHOLE=count % 64 == 0,
         BLOCK_N=64, BLOCK_M=64, num_warps=8, num_stages=2,
     )  # fmt: skip
     return values

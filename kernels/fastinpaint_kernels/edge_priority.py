@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastinpaint_kernels._launch import on_device_of
+from fastinpaint_kernels._launch import cdiv, on_device_of
 
 SIDE = 32  # of the square that one block holds; 64 spill
 MAX_REACH = 12  # pixels that all blurs together reach; what is left of the square is the result of the block
@@ -82,7 +82,7 @@ def edge_priority(edges: Tensor, kernel_size: int, sigma: float, iterations: int
     batch, _, height, width = edges.shape
     radius = kernel_size // 2
     inner = SIDE - 2 * radius * iterations
-    blocks = batch * triton.cdiv(height, inner) * triton.cdiv(width, inner)
+    blocks = batch * cdiv(height, inner) * cdiv(width, inner)
     if blocks == 0:
         return blurred
     falloff = max(-math.log2(math.e) / 2 / sigma / sigma, -1e6)  # the same weights for all below, and no infinity

@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastinpaint_kernels._launch import on_device_of
+from fastinpaint_kernels._launch import cdiv, next_power_of_2, on_device_of
 
 _WARPS = 8
 _TILE_BYTES = 8192  # two 16-byte loads for each of 256 threads; the backward pass has one each of two maps
@@ -486,16 +486,16 @@ def _tiles(x: Tensor, pixels: int, tile_bytes: int) -> _Tiles:
     batch, channels = x.shape[:2]
     block_c = 1
     if is_channels_last(x):
-        widest = triton.next_power_of_2(channels)
+        widest = next_power_of_2(channels)
         block_c = min(widest, _LINE // x.element_size())
-        while block_c > _SECTOR // x.element_size() and batch * triton.cdiv(channels, block_c) < 16:
+        while block_c > _SECTOR // x.element_size() and batch * cdiv(channels, block_c) < 16:
             block_c //= 2
     block_p = tile_bytes // x.element_size() // block_c
-    channel_blocks = triton.cdiv(channels, block_c)
-    tiles = triton.cdiv(pixels, block_p)
+    channel_blocks = cdiv(channels, block_c)
+    tiles = cdiv(pixels, block_p)
     chunks = min(tiles, _MOST_CHUNKS, max(1, _PROGRAMS // max(1, batch * channel_blocks)))
-    chunk = triton.cdiv(tiles, chunks) * block_p
-    chunks = triton.cdiv(pixels, chunk)
+    chunk = cdiv(tiles, chunks) * block_p
+    chunks = cdiv(pixels, chunk)
     even = pixels % block_p == 0 and channels % block_c == 0
     return _Tiles(block_p, block_c, channel_blocks, chunk, chunks, batch * channel_blocks * chunks, even)
 
@@ -562,7 +562,7 @@ def instance_norm_forward(
             x, partials, weight, bias, residual, scale, output, mean, rstd, channels, height, width, eps,
             cut.chunk, cut.chunks, out_cut.chunk, out_cut.chunks, out_cut.channel_blocks, out_cut.programs,
             *x.stride(), *residual_strides, *dense,
-            RELU=relu, PADDING=padding, FLAT=out_flat, EVEN=out_cut.even, CHUNKS=triton.next_power_of_2(cut.chunks),
+            RELU=relu, PADDING=padding, FLAT=out_flat, EVEN=out_cut.even, CHUNKS=next_power_of_2(cut.chunks),
             BLOCK_P=out_cut.block_p, BLOCK_C=out_cut.block_c, num_warps=_WARPS,
         )  # fmt: skip
     return output, mean, rstd
@@ -620,7 +620,7 @@ def instance_norm_backward(
                 grad, x, mean, rstd, weight, bias, scale, partials, grad_x, sums, batch, channels, height, width,
                 cut.chunk, cut.chunks, cut.channel_blocks, cut.programs, *grad.stride(), *x.stride(), *dense,
                 RELU=relu and not masked, PADDING=padding, SMALL=small, FLAT=all(_is_flat(m) for m in maps),
-                EVEN=cut.even, CHUNKS=triton.next_power_of_2(cut.chunks),
+                EVEN=cut.even, CHUNKS=next_power_of_2(cut.chunks),
                 BLOCK_P=cut.block_p, BLOCK_C=cut.block_c, num_warps=_WARPS,
             )  # fmt: skip
     if not residual_gradient or grad_residual is None:

@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastinpaint_kernels import _patch_flash
-from fastinpaint_kernels._launch import on_device_of
+from fastinpaint_kernels._launch import cdiv, next_power_of_2, on_device_of
 
 NORM_FLOOR = 1e-4
 WHOLE_ROW = 8192  # keys whose scores one block holds in registers
@@ -275,7 +275,7 @@ def _key_gradient_kernel(
 
 def _axis(size: int, kernel_size: int, stride: int) -> tuple[int, int]:
     """Number of keys along an axis, and TensorFlow's SAME padding before the first."""
-    count = triton.cdiv(size, stride)
+    count = cdiv(size, stride)
     return count, max((count - 1) * stride + kernel_size - size, 0) // 2
 
 
@@ -299,7 +299,7 @@ def _add_product(left: Tensor, right: Tensor, out: Tensor) -> Tensor:
 
 def _row_blocks(keys: int) -> tuple[bool, int, int, int]:
     """Whether one block holds a row of scores, rows and keys in a block, warps: 16 or 32 scores a thread."""
-    block = max(triton.next_power_of_2(keys), 64)
+    block = max(next_power_of_2(keys), 64)
     if block > WHOLE_ROW:
         return False, 8, 256, 4
     return True, max(2048 // block, 1), block, 4 if block <= 4096 else 8
@@ -336,8 +336,8 @@ class _Problem:
         most = self.queries
         if whole > WORKSPACE:
             most = max(max(WORKSPACE - fixed, WORKSPACE // 2) // per_query, 1)
-            most = triton.cdiv(self.queries, triton.cdiv(self.queries, most))  # runs of one size
-            most = triton.cdiv(most, 64) * 64 if most >= 256 else most  # whole tiles of products
+            most = cdiv(self.queries, cdiv(self.queries, most))  # runs of one size
+            most = cdiv(most, 64) * 64 if most >= 256 else most  # whole tiles of products
         runs = [slice(first, min(first + most, self.queries)) for first in range(0, self.queries, most)]
         for first in range(0, self.batch, images):
             yield slice(first, min(first + images, self.batch)), runs
@@ -372,7 +372,7 @@ class _Problem:
         batch, rows = features.shape[0], run.stop - run.start
         patches = features.new_empty((batch, rows, self.depth))
         inverse = features.new_empty((batch, rows if norm else 0), dtype=torch.float32)
-        _unfold_kernel[(batch * triton.cdiv(rows, 32),)](
+        _unfold_kernel[(batch * cdiv(rows, 32),)](
             features, patches, inverse, features.stride(), self.height, self.width, self.channels,
             run.start, rows, columns, step, top, left, gain,
             K=self.kernel_size, FLIP=flip, NORM=norm, BLOCK_N=32, BLOCK_C=64, num_warps=4,
@@ -412,7 +412,7 @@ class _Problem:
         flip: bool,
     ) -> None:
         count = pixels.stop - pixels.start
-        blocks = triton.cdiv(count, 32) * triton.cdiv(self.channels, 64)
+        blocks = cdiv(count, 32) * cdiv(self.channels, 64)
         _fold_kernel[(target.shape[0] * blocks,)](
             patches, patches if base is None else base, target, self.queries * self.channels, target.stride(),
             pixels.start, count, self.width, self.channels, run.start, run.stop - run.start,
@@ -431,7 +431,7 @@ class _Problem:
         batch, rows, keys = scores.shape
         whole, block_rows, block_keys, warps = _row_blocks(keys)
         weights = _overlay(scores, dtype, whole)
-        _softmax_kernel[(batch * triton.cdiv(rows, block_rows),)](
+        _softmax_kernel[(batch * cdiv(rows, block_rows),)](
             scores, inverse, weights, lse, lse.stride(0), weights.stride(1), self.scale, rows, keys,
             WHOLE=whole, BLOCK_N=block_rows, BLOCK_M=block_keys, num_warps=warps,
         )  # fmt: skip
@@ -444,7 +444,7 @@ class _Problem:
         batch, rows, keys = scores.shape
         whole, block_rows, block_keys, warps = _row_blocks(keys)
         weights, slopes = _overlay(scores, dtype, whole), _overlay(grad_weights, dtype, whole)
-        _slope_kernel[(batch * triton.cdiv(rows, block_rows),)](
+        _slope_kernel[(batch * cdiv(rows, block_rows),)](
             scores, inverse, lse, grad_weights, weights, slopes, lse.stride(0), weights.stride(1),
             self.scale, 0.25, rows, keys, WHOLE=whole, BLOCK_N=block_rows, BLOCK_M=block_keys, num_warps=warps,
         )  # fmt: skip

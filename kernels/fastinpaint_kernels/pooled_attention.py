@@ -20,6 +20,7 @@ shift and the delta are applied to each score, and float32 products are three of
 """
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -27,7 +28,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastinpaint_kernels._launch import autotune, on_device_of, programs_bucket
+from fastinpaint_kernels._launch import autotune, cdiv, next_power_of_2, on_device_of, programs_bucket
 
 MAX_WIDTH = 64
 _ROWS = 128  # rows of slots are padded to a multiple of every block
@@ -647,10 +648,11 @@ class _Plan(NamedTuple):
     exact: bool
 
 
+@cache
 def _plan(width: int, value_width: int, dtype: torch.dtype) -> _Plan:
     fold = max(width, value_width) <= 16
     exact = fold and dtype != torch.bfloat16
-    group, value_group = (max(4 if fold else 16, triton.next_power_of_2(n)) for n in (width, value_width))
+    group, value_group = (max(4 if fold else 16, next_power_of_2(n)) for n in (width, value_width))
     slots = 4 * group if fold else group
     value_slots = 4 * value_group if exact else max(16, 2 * value_group)
     return _Plan(width, value_width, group, value_group, slots, value_slots, fold, exact)
@@ -662,7 +664,7 @@ def _precision(dtype: torch.dtype) -> str:
 
 def _size(batch: int, queries: int, keys: int, tensor: Tensor) -> int:
     """Problems of about one size share their tuning."""
-    return (queries * keys).bit_length() // 2 * 4 + programs_bucket(batch * triton.cdiv(queries, _ROWS), tensor)
+    return (queries * keys).bit_length() // 2 * 4 + programs_bucket(batch * cdiv(queries, _ROWS), tensor)
 
 
 def _slots(plan: _Plan, like: Tensor) -> tuple[Tensor, Tensor]:
@@ -677,7 +679,7 @@ def _slots(plan: _Plan, like: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _padded(rows: int) -> int:
-    return triton.cdiv(rows, _ROWS) * _ROWS
+    return cdiv(rows, _ROWS) * _ROWS
 
 
 def _prepare_keys(plan: _Plan, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
@@ -722,7 +724,7 @@ def pooled_attention_forward(query: Tensor, key: Tensor, value: Tensor) -> tuple
     plan = _plan(width, value_width, query.dtype)
     with on_device_of(query):
         slots = _prepare_keys(plan, key, value)
-        _forward_kernel[lambda meta: (batch * triton.cdiv(queries, meta["BLOCK_N"]),)](
+        _forward_kernel[lambda meta: (batch * cdiv(queries, meta["BLOCK_N"]),)](
             query, *slots, output, lse, queries, keys, _size(batch, queries, keys, query), *query.stride(),
             *plan, _precision(query.dtype), _ROWS,
         )  # fmt: skip

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastinpaint_kernels._launch import on_device_of
+from fastinpaint_kernels._launch import cdiv, on_device_of
 
 COLUMNS = 64  # elements of a row that one block takes
 ROWS = 8
@@ -150,7 +150,7 @@ def _launch(kernel: Any, source: Tensor, result: Tensor, channels: int, last: bo
     batch, _, height, width = source.shape
     pixel = channels if last else 1
     planes = batch * channels // pixel if pixel else 0
-    blocks = planes * triton.cdiv(width * pixel, COLUMNS) * triton.cdiv(height, ROWS)
+    blocks = planes * cdiv(width * pixel, COLUMNS) * cdiv(height, ROWS)
     if blocks == 0:
         return
     with on_device_of(source):

@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastinpaint_kernels._launch import on_device_of
+from fastinpaint_kernels._launch import cdiv, on_device_of
 from fastinpaint_kernels.sobel_edges import load_row
 
 MAX_SCALES = 8
@@ -459,7 +459,7 @@ def structure_loss_forward(
     """
     batch, _, image_height, image_width = image.shape
     heights, widths = (tuple(p.shape[axis] for p in predictions) for axis in (2, 3))
-    tiles = batch * sum(triton.cdiv(h, ROWS) * triton.cdiv(w, COLUMNS) for h, w in zip(heights, widths, strict=True))
+    tiles = batch * sum(cdiv(h, ROWS) * cdiv(w, COLUMNS) for h, w in zip(heights, widths, strict=True))
     pixels = sum(edge_map.numel() for edge_map in edges) if keep else 0
     scales = len(heights)
     fill = torch.empty if tiles > 0 else torch.zeros
@@ -494,7 +494,7 @@ def structure_loss_backward(
     last = all(is_channels_last(p) for p in predictions)
     run, lanes = (LAST_PIXELS, LAST_LANES) if last else (PIXELS, LANES)
     pixels = [p.shape[2] * p.shape[3] for p in predictions]
-    programs = len(predictions[0]) * sum(triton.cdiv(count, run) for count in pixels)
+    programs = len(predictions[0]) * sum(cdiv(count, run) for count in pixels)
     if programs == 0:
         return grads
     with on_device_of(grad_terms):
