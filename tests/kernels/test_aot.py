@@ -77,3 +77,52 @@ def test_new_sizes_need_no_new_compilation():
     # The structure loss has one kernel for sides that divide evenly and one for the others.
     assert counted["sides"].pop("structure_loss_forward_kernel") == 2
     assert set(counted["sides"].values()) == {1}
+
+
+CHOOSE = """
+import json
+import torch
+from triton.runtime import driver
+from triton.runtime.autotuner import Autotuner
+from triton.runtime.jit import JITFunction
+from fastinpaint_kernels import _launch, pooled_attention
+from tests.helpers.triton_aot import _StandIn
+
+measured = []
+
+
+def bench(self, *args, config, **options):
+    measured.append(str(config))
+    return [config.kwargs["BLOCK_M"] + config.kwargs["POLY"]] * 3
+
+
+driver.set_active(_StandIn(CAPABILITY))
+JITFunction.run = lambda self, *args, grid, warmup, **options: None
+Autotuner._bench = bench
+rows = [torch.empty(1, n, 4, dtype=torch.bfloat16) for n in (64, 16, 16)]
+pooled_attention.pooled_attention_forward(*rows)
+print(json.dumps([measured, _launch.choices()]))
+"""
+
+
+def test_choices_are_kept_on_disk(tmp_path):
+    """A later process finds what was chosen for the same compute capability, and measures nothing."""
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("TRITON_INTERPRET", "FASTINPAINT_TUNE")
+    }
+    environment["PYTHONPATH"] = os.pathsep.join(["kernels", ".", *filter(None, [environment.get("PYTHONPATH")])])
+    environment["TRITON_CACHE_DIR"] = str(tmp_path)
+
+    def chosen(capability):
+        command = [sys.executable, "-c", CHOOSE.replace("CAPABILITY", str(capability))]
+        done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=True)
+        return json.loads(done.stdout)
+
+    measured, choices = chosen(90)
+    assert len(measured) == 4
+    ((kernel, problem, configuration, seconds, first),) = choices
+    assert (kernel, problem.split(", ")[0]) == ("_forward_kernel", "width 4")
+    assert configuration.startswith("BLOCK_N: 64, BLOCK_M: 64, POLY: 2")
+    assert (seconds, first) == (66e-3, 131e-3)
+    assert chosen(90) == [[], choices]
+    assert len(chosen(80)[0]) == 4
