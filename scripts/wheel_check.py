@@ -34,6 +34,7 @@ calls = {
     "pyramid_structure_loss": lambda b: fi.pyramid_structure_loss(image.detach(), [maps], backend=b),
     "pooled_attention": lambda b: fi.pooled_attention(points, points, points, backend=b),
     "patch_attention": lambda b: fi.patch_attention(image, backend=b),
+    "instance_norm": lambda b: fi.instance_norm(image, None, None, relu=True, padding=1, backend=b),
 }
 for name, call in calls.items():
     found = []
