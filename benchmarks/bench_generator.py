@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from benchmarks.machine import Work
 from benchmarks.suite import Benchmark, Case, Competitors, Run
+from fastinpaint.inference.precision import layout_on
 from fastinpaint.models.generator import InpaintGenerator
 from fastinpaint.models.layers import PooledAttention
 from fastinpaint.ops.pooled_attention import pooled_attention
@@ -76,12 +77,12 @@ def attention_inputs(run: Callable[[], object], generator: nn.Module) -> list[tu
 
 
 def competitors(device: str, batch: int, side: int, dtype: torch.dtype, width: int) -> Competitors:
-    """Name to a call: the generator, and the attentions of the same pass alone.
+    """Name to a call: the generator, and the attentions and convolutions of the same pass alone.
 
-    On CUDA ours keeps activations channels-last; eager does not.
+    Ours keeps activations in the layout that the inpainter chooses; eager keeps them contiguous.
     """
     plain = drawn_generator(device, width).eval()
-    layout = torch.contiguous_format if device == "cpu" else torch.channels_last
+    layout = layout_on(torch.device(device))
     generator = copy.deepcopy(plain).to(memory_format=layout)  # type: ignore[call-overload]
     inputs = torch.randn(batch, 11, side, side, device=device)
     laid_out = inputs.contiguous(memory_format=layout)
@@ -119,10 +120,10 @@ def competitors(device: str, batch: int, side: int, dtype: torch.dtype, width: i
         "its attentions": attentions("auto"),
         "whole, eager attention" if device == "cpu" else "whole, eager": eager if side <= EAGER_SIDE else large,
         "its attentions, eager": attentions("reference") if side <= EAGER_SIDE else large,
+        "bare convolutions": bare_convolutions(lambda: forward(generator, laid_out), generator),
     }
     if device == "cuda":
         calls["torch.compile"] = lambda: forward(compiled, laid_out)
-        calls["bare convolutions"] = bare_convolutions(lambda: forward(generator, laid_out), generator)
     return calls
 
 
@@ -145,7 +146,12 @@ def bare_convolutions(run: Callable[[], object], generator: nn.Module) -> Run:
         weight = layer.weight.detach().to(x.dtype)
         options = {"stride": layer.stride, "padding": layer.padding, "dilation": layer.dilation}
         calls.append(lambda x=x, f=function, w=weight, o=options: f(x, w, **o))  # type: ignore[misc]
-    return lambda: [call() for call in calls][-1]
+
+    def convolve() -> Tensor:
+        with torch.no_grad():
+            return [call() for call in calls][-1]
+
+    return convolve
 
 
 BENCHMARK = Benchmark(
@@ -162,7 +168,7 @@ BENCHMARK = Benchmark(
     },
     notes=(
         "The ratio of the attentions is their share of the whole. Their scale gamma is 1.",
-        "On CUDA: ours is channels-last, eager contiguous with reference backends; bfloat16 is autocast; float32 "
+        "Ours is channels-last, eager contiguous with reference backends. On CUDA, bfloat16 is autocast; float32 "
         "convolutions may use TensorFloat-32, as torch has it by default.",
     ),
     sets=1,

@@ -4,12 +4,15 @@ VGG-19's weights are drawn, not loaded: they take the same time.
 """
 
 import inspect
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib.util import find_spec
 from typing import Any
+from unittest import mock
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -23,6 +26,7 @@ from fastinpaint.models.discriminator import PatchDiscriminator
 from fastinpaint.models.generator import GeneratorOutput
 from fastinpaint.models.inputs import assemble_known_input
 from fastinpaint.models.vgg import VGG19Features
+from fastinpaint.reference.nearest import nearest_resize
 from fastinpaint.training.train_step import TrainStep
 
 WHOLE = "whole step"
@@ -124,6 +128,35 @@ def make_train_step(setting: Setting, *, channels_last: bool, **options: Any) ->
     )
 
 
+def _canny(image: Tensor, *, sigma: float, mask: Tensor | None = None) -> Tensor:
+    """``fastinpaint.canny`` of RGB images by scikit-image, one after the other."""
+    from skimage.color import rgb2gray
+    from skimage.feature import canny
+
+    pictures = [rgb2gray(picture) for picture in image.movedim(1, -1).numpy()]
+    masks = [None] * len(pictures) if mask is None else list(mask[:, 0].numpy())
+    maps = [canny(picture, sigma, mask=known) for picture, known in zip(pictures, masks, strict=True)]
+    return torch.from_numpy(np.stack(maps))[:, None]
+
+
+def _canny_of_sizes(image: Tensor, sizes: Sequence[tuple[int, int]], *, sigma: float) -> list[Tensor]:
+    return [_canny(nearest_resize(image, *size), sigma=sigma) for size in sizes]
+
+
+@contextmanager
+def eager_step() -> Iterator[None]:
+    """All operators by their reference, and on a CPU Canny by scikit-image, as the original system's loader has it."""
+    with ExitStack() as stack:
+        stack.enter_context(reference_backend())
+        if find_spec("skimage") is not None:
+            for name, function in (
+                ("models.inputs.canny", _canny),
+                ("losses.objective.canny_of_sizes", _canny_of_sizes),
+            ):
+                stack.enter_context(mock.patch(f"fastinpaint.{name}", function))
+        yield
+
+
 def competitors(device: str, setting: Setting, part: str) -> Competitors:
     """Name to a call: a step that changes the weights, or a part of it that leaves them."""
     return _steps(setting) if part == WHOLE else _parts(setting, part)
@@ -161,7 +194,7 @@ def _steps(setting: Setting) -> Competitors:
 
     calls: dict[str, Run | str] = {
         "ours": step(lambda: make_train_step(setting, channels_last=cuda)),
-        "eager": step(lambda: make_train_step(setting, channels_last=False), reference_backend),
+        "eager": step(lambda: make_train_step(setting, channels_last=False), reference_backend if cuda else eager_step),
     }
     if cuda and "cuda_graph" in inspect.signature(TrainStep.__init__).parameters:
         calls["ours" + GRAPH] = step(lambda: make_train_step(setting, channels_last=True, cuda_graph=True))
@@ -290,8 +323,9 @@ BENCHMARK = Benchmark(
     reference=("eager", "ours"),
     tolerance=tolerance,
     notes=(
-        "Ours is channels-last on CUDA, eager contiguous by the reference backends; attention's gamma is 1. "
-        "bfloat16 is autocast; float32 convolutions may use TensorFloat-32, as torch has it by default.",
+        "Ours is channels-last on CUDA, eager contiguous by the reference backends, on a CPU with scikit-image's "
+        "Canny; attention's gamma is 1. bfloat16 is autocast; float32 convolutions may use TensorFloat-32, as torch "
+        "has it by default.",
         "The terms of the first step are compared, not the gradients of whole networks. Losses: forward and backward "
         "to the generator's maps.",
     ),

@@ -229,12 +229,16 @@ class TestPrecision:
         ((_, gradients),) = half.structure(np.zeros((64, 64, 3), np.uint8), hole)
         assert gradients.dtype == torch.float32
 
-    def test_a_gpu_takes_channels_last(self, monkeypatch):
+    def test_channels_last_where_the_norm_has_a_kernel(self, monkeypatch):
+        def weight_layout():
+            weight = Inpainter(InpaintGenerator(2), "cpu").generator.blocks[0].plain.convolution.weight
+            return torch.contiguous_format if weight.is_contiguous() else torch.channels_last
+
         assert layout_on(torch.device("cuda", 1)) is torch.channels_last
-        assert layout_on(torch.device("cpu")) is torch.contiguous_format
-        monkeypatch.setattr("fastinpaint.inference.inpainter.layout_on", lambda _: torch.channels_last)
-        weight = Inpainter(InpaintGenerator(2), "cpu").generator.blocks[0].plain.convolution.weight
-        assert weight.is_contiguous(memory_format=torch.channels_last)
+        assert weight_layout() is layout_on(torch.device("cpu"))
+        for native, wanted in ((True, torch.channels_last), (False, torch.contiguous_format)):
+            monkeypatch.setattr("fastinpaint.inference.precision.has_native", lambda _, native=native: native)
+            assert weight_layout() is wanted
 
     def test_another_one_is_refused(self, inpainter):
         with pytest.raises(ValueError, match="precision must be one of auto, float32, bfloat16, got 'half'"):

@@ -8,6 +8,8 @@ from typing import Any, Literal, get_args
 
 import torch
 
+from fastinpaint.ops._backend import has_native
+
 Precision = Literal["auto", "float32", "bfloat16"]
 _CPU_FEATURES = ("avx512_bf16", "amx_bf16")  # in torch's names
 
@@ -38,8 +40,12 @@ def has_fast_bfloat16(device: torch.device) -> bool:
 
 
 def layout_on(device: torch.device) -> torch.memory_format:
-    """Layout of the weights: channels-last on a GPU, whose convolutions are made for it; on a CPU it is slower."""
-    return torch.channels_last if device.type == "cuda" else torch.contiguous_format
+    """Layout of the weights, and so of the maps: channels-last, for which convolutions are made.
+
+    Contiguous where instance norm is left to PyTorch, whose own copies channels-last maps.
+    """
+    fused = device.type == "cuda" or (device.type == "cpu" and has_native("instance_norm"))
+    return torch.channels_last if fused else torch.contiguous_format
 
 
 def computing_in(precision: torch.dtype, device: torch.device) -> AbstractContextManager[object]:
