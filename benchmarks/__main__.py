@@ -19,7 +19,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="name", help=f"one or more of {', '.join(known)} (default: all)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--case", default="", help="only cases whose name contains this")
+    parser.add_argument("--case", default="", help="only cases whose name contains one of these, separated by commas")
     parser.add_argument("--skip", default="", help="no cases whose name contains one of these, separated by commas")
     parser.add_argument("--name", help="name of the files in --out, in place of the benchmark's")
     parser.add_argument("--budget", type=float, default=2.0, help="seconds for each competitor and case (default: 2)")

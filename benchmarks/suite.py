@@ -187,14 +187,14 @@ def run(
     dry: bool = False,
     keep: Callable[[Results], object] = lambda _: None,
 ) -> Results:
-    """Check and time the cases whose name contains ``wanted``.
+    """Check and time the cases whose name contains one of the parts in ``wanted``.
 
     A case in which ours is wrong or raises becomes a failed row, and the next case follows.
 
     Args:
         benchmark: What to run.
         device: ``"cpu"`` or ``"cuda"``.
-        wanted: Part of a case's name; empty: all of them.
+        wanted: Parts of the names of cases, separated by commas; empty: all of them.
         skipped: Parts of the names of cases to leave out, separated by commas.
         budget: Seconds for each competitor and case, and again for its graph.
         compiled: As for ``prepare``.
@@ -229,8 +229,11 @@ def run_once(benchmark: Benchmark, device: str, skipped: str = "", *, dry: bool 
 
 
 def _cases(benchmark: Benchmark, device: str, wanted: str, skipped: str) -> list[Case]:
-    parts = [part for part in skipped.split(",") if part]
-    return [c for c in benchmark.cases(device) if wanted in c.name and not any(part in c.name for part in parts)]
+    def has_one_of(name: str, parts: str) -> bool:
+        return any(part in name for part in parts.split(",") if part)
+
+    cases = benchmark.cases(device)
+    return [c for c in cases if (not wanted or has_one_of(c.name, wanted)) and not has_one_of(c.name, skipped)]
 
 
 def _row(benchmark: Benchmark, case: Case, device: str, budget: float, compiled: Compiled) -> Row:

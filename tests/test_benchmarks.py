@@ -225,7 +225,7 @@ def test_everything_is_kept_and_drawn_and_a_lost_row_is_printed(tmp_path):
 
 
 def test_only_the_named_cases_run():
-    for options in ({"wanted": "16"}, {"skipped": "32,x 8"}):
+    for options in ({"wanted": "16"}, {"wanted": "no such case,16"}, {"skipped": "32,x 8"}):
         rows = run(_benchmark(ours=_ones, reference=_ones), budget=0.01, **options).rows
         assert [row.case for row in rows] == ["2 x 16²"]
 
