@@ -12,7 +12,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import fastinpaint as fi
+from fastinpaint.inference.inpainter import Inpainter
 from fastinpaint.inference.prepare import mirror_pad
+from fastinpaint.models.generator import InpaintGenerator
 from fastinpaint.models.inputs import assemble_known_input
 from fastinpaint.ops import _backend
 from fastinpaint.reference.nearest import nearest_resize
@@ -112,6 +114,16 @@ def test_blind_input(backend, device):
     with NoHostSync():
         padded = [mirror_pad(x) for x in (image, mask)]
         assert assemble_known_input(*padded).shape == (2, 11, 32, 48)
+
+
+@pytest.mark.filterwarnings("ignore:fastinpaint.canny:RuntimeWarning")
+def test_filling(backend, device):
+    """What ``Inpainter`` records as a graph."""
+    inpainter = Inpainter(InpaintGenerator(2, head_norm=False, poisson_blend=True), "cpu")
+    inpainter.generator.to(device)
+    image, mask = _picture(device, height=23, width=39)
+    with NoHostSync(), torch.no_grad():
+        assert inpainter._predict_plainly(image, mask > 0.5).shape == image.shape
 
 
 def test_operators_and_gradients(backend, device):
