@@ -102,6 +102,16 @@ def test_wrong_arguments_exit_with_2_in_one_line(arguments, message, capsys):
             "no shipped model of this name",
         ),
         (["convert", "absent", "out"], "absent"),
+        (["train", "--data", ".", "--output", "../o", "--device", "nowhere"], "device nowhere cannot be used"),
+        (
+            ["train", "--data", ".", "--output", "../o", "--device", "meta"],
+            "device meta cannot be used: it computes no values",
+        ),
+        (
+            ["evaluate", "--data", ".", "--model", "small", "--output", "../o", "--device", "nowhere"],
+            "device nowhere c",
+        ),
+        (["demo", "--device", "mps:9"], "device mps:9 cannot be used"),
     ],
 )
 def test_errors_of_users_are_one_line_without_a_trace(arguments, message, capsys, tmp_path, monkeypatch):
@@ -177,6 +187,14 @@ def run_in_shell(command, **environment):
 def test_a_reader_that_leaves_is_no_error(unbuffered):
     found = run_in_shell("fastinpaint train --print-config | true", PYTHONUNBUFFERED=unbuffered)
     assert (found.returncode, found.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(("closed", "code"), [("--version >&- 2>&-", 0), ("--nothing 2>&-", 2)])
+def test_streams_may_be_closed(closed, code):
+    command = f"{sys.executable} -m fastinpaint {closed}"
+    found = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
+    assert found.returncode == code
+    assert "Traceback" not in found.stderr
 
 
 def test_ascii_terminal(tmp_path):

@@ -13,12 +13,18 @@ from typing import Any, TextIO, cast
 def tolerant_streams() -> Iterator[None]:
     """Within the block, losing the reader of a stream (``info | head -1``) silences it and the work goes on.
 
-    Characters that the terminal's encoding lacks are written as backslash escapes.
+    Characters that the terminal's encoding lacks are written as backslash escapes. A stream that was closed before the
+    start (``info >&-``), which Python leaves out, is one to nowhere.
     """
-    for stream in (sys.stdout, sys.stderr):
+    with open(os.devnull, "w") as nowhere:
+        yield from _tolerant(sys.stdout or nowhere, sys.stderr or nowhere)
+
+
+def _tolerant(stdout: TextIO, stderr: TextIO) -> Iterator[None]:
+    for stream in (stdout, stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-    out, err = _Tolerant(sys.stdout), _Tolerant(sys.stderr)
+    out, err = _Tolerant(stdout), _Tolerant(stderr)
     try:
         with redirect_stdout(cast(TextIO, out)), redirect_stderr(cast(TextIO, err)):
             yield

@@ -13,6 +13,7 @@ from fastinpaint.demo.photographs import Picture, draw_cases, load_photographs, 
 from fastinpaint.demo.report import draw_filled, draw_fine_tuning, write_losses, write_report
 from fastinpaint.demo.scores import compare, milliseconds_per_image
 from fastinpaint.inference.inpainter import Inpainter
+from fastinpaint.inference.precision import usable_device
 from fastinpaint.losses.objective import InpaintObjective, LossWeights
 from fastinpaint.models.generator import InpaintGenerator
 from fastinpaint.training.train_step import TrainStep
@@ -73,7 +74,7 @@ def run_demo(
         FileNotFoundError, ValueError: There is no such model, or no picture in ``data``.
     """
     settings = settings or DemoSettings()
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    place = usable_device(device)
     seconds = seconds or (GPU_SECONDS if place.type == "cuda" else CPU_SECONDS)
     torch.manual_seed(seed)
     before = InpaintGenerator.from_pretrained(model, device=place, dtype=torch.float32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import zlib
 from dataclasses import dataclass
 
@@ -78,7 +79,7 @@ def draw_hole(
     if min(height, width) < 16 or seed < 0:
         raise ValueError(f"expected sides of at least 16 and a seed of at least 0, got {height} x {width}, {seed}")
     options = options or HoleOptions()
-    rng = np.random.default_rng((seed, zlib.crc32(kind.encode()), zlib.crc32(name.encode()), number))
+    rng = np.random.default_rng((seed, zlib.crc32(kind.encode()), zlib.crc32(os.fsencode(name)), number))
     if kind == "box":
         return _box(height, width, options.box_side, rng)
     if kind == "strokes":

@@ -8,6 +8,8 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
+from fastinpaint.inference.precision import usable_device
+
 T = TypeVar("T")
 
 
@@ -24,7 +26,7 @@ def start() -> tuple[int, int]:
 def device(wanted: str | None) -> torch.device:
     """Return the wanted device, else this process's GPU if there is one, else the CPU."""
     if wanted is not None:
-        return torch.device(wanted)
+        return usable_device(wanted)
     if torch.cuda.is_available():
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
     return torch.device("cpu")

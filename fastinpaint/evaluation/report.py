@@ -206,4 +206,4 @@ def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def _write_text(path: Path, text: str) -> None:
     with atomic_write(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")  # names that are no text

@@ -17,7 +17,7 @@ from torch import Tensor
 from fastinpaint.data.masks import THRESHOLD, grey_of
 from fastinpaint.inference.canvas import ArrayCanvas, Canvas, PillowCanvas, TensorCanvas, editable, levels_of
 from fastinpaint.inference.graphs import GraphPerSize
-from fastinpaint.inference.precision import Precision, computing_in, layout_on, precision_of
+from fastinpaint.inference.precision import Precision, computing_in, layout_on, precision_of, usable_device
 from fastinpaint.inference.prepare import mirror_pad, shrink
 from fastinpaint.inference.regions import SIZE, Box, Hole, fill_region, plan_regions
 from fastinpaint.models.generator import GeneratorOutput, InpaintGenerator
@@ -76,7 +76,7 @@ class Inpainter:
             raise ValueError(f"max_side must be at least 0 pixels, got {max_side}")
         if strategy not in get_args(Strategy):
             raise ValueError(f"strategy must be one of {', '.join(get_args(Strategy))}, got {strategy!r}")
-        self.device = _usable(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.device = usable_device(device)
         self.generator = generator.to(self.device).eval()
         self.generator.to(memory_format=layout_on(self.device))  # type: ignore[call-overload]
         self.max_side = max_side
@@ -244,13 +244,6 @@ class Inpainter:
         small, small_mask = shrink(image, hole.to(image.dtype), self.max_side)
         complete = torch.where(small_mask > 0.5, self._predict(small, small_mask > 0.5), small)
         return F.interpolate(complete, image.shape[-2:], mode="bicubic", align_corners=False).clamp(-1, 1)
-
-
-def _usable(device: str | torch.device) -> torch.device:
-    try:
-        return torch.empty(0, device=device).device
-    except Exception as error:  # torch raises many types for devices that it lacks
-        raise ValueError(f"device {device} cannot be used: {' '.join(str(error).split())}") from error
 
 
 def hole_of(mask: Mask) -> Tensor:

@@ -1,4 +1,4 @@
-"""In which number type and layout a generator fills: what its processor computes fast."""
+"""Where, and in which number type and layout, a generator fills: what its processor computes fast."""
 
 from __future__ import annotations
 
@@ -12,6 +12,23 @@ from fastinpaint.ops._backend import has_native
 
 Precision = Literal["auto", "float32", "bfloat16"]
 _CPU_FEATURES = ("avx512_bf16", "amx_bf16")  # in torch's names
+
+
+def usable_device(wanted: str | torch.device | None) -> torch.device:
+    """Return a device after making a tensor there; None is CUDA if there is some, else the CPU.
+
+    Raises:
+        ValueError: No such device, or one that cannot be used.
+    """
+    device = wanted or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.empty(0, device=device).device
+    except Exception as error:  # torch raises many types for devices that it lacks
+        reason = " ".join(str(error).split()).partition(". ")[0]
+        raise ValueError(f"device {device} cannot be used: {reason}") from error
+    if found.type == "meta":
+        raise ValueError(f"device {device} cannot be used: it computes no values")
+    return found
 
 
 def precision_of(wanted: Precision, device: torch.device) -> torch.dtype:

@@ -14,6 +14,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from fastinpaint.inference.precision import usable_device
+
 _TIMEOUT = timedelta(hours=2)  # the first process may decode a data set, or write a checkpoint, while others wait
 
 
@@ -154,12 +156,14 @@ def join(device: str = "auto") -> Ranks:
             process of a machine takes the device of its local number.
 
     Raises:
-        ValueError: A certain device for several processes, or more processes than devices on this machine.
+        ValueError: A device that cannot be used, a certain device for several processes, or more processes than devices
+            on this machine.
     """
-    chosen = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    wanted = None if device == "auto" else device
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if count == 1:
-        return Ranks(chosen)
+        return Ranks(usable_device(wanted))
+    chosen = torch.device(wanted or ("cuda" if torch.cuda.is_available() else "cpu"))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     if chosen.type == "cuda":
         if chosen.index is not None:
