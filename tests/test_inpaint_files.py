@@ -306,6 +306,17 @@ class TestCommentsAndCaptions:
         assert not read_photo(tmp_path / "b.jpg").metadata.photoshop
 
 
+@pytest.mark.parametrize("stored", [
+    b" tiff:Orientation='6' exif:PixelXDimension = \"37\">",
+    b"><tiff:Orientation>6</tiff:Orientation><tiff:ImageWidth rdf:x=''>37</tiff:ImageWidth >",
+])  # fmt: skip
+def test_xmp_does_not_turn_an_upright_picture(stored):
+    image = Image.new("RGB", (4, 4))
+    image.info["xmp"] = b"<rdf:Description tiff:Make='x'" + stored + b"<dc:title>37</dc:title></rdf:Description>"
+    wanted = b"<rdf:Description tiff:Make='x'><dc:title>37</dc:title></rdf:Description>"
+    assert read_metadata(image, "a.jpg").xmp == wanted
+
+
 class TestMetadata:
     @pytest.mark.parametrize("before", ["jpg", "png", "webp", "avif", "tif"])
     @pytest.mark.parametrize("after", ["jpg", "png", "webp", "avif", "tif"])

@@ -32,6 +32,11 @@ _SPACING = re.compile(rb"\s|&#x?[0-9a-fA-F]{1,4};")  # breaks long lines of base
 _BASE64, _HEX = re.compile(rb"[A-Za-z0-9+/]{64,}"), re.compile(rb"(?:[0-9a-fA-F]{2}){32,}")
 _FIELD = re.compile(rb"(?<=[>\"'])(?:data:[^,<>\"']{0,99},)?([A-Za-z0-9+/=&#;\s]{96,})(?=[<\"'])")  # of XML
 _THUMBNAILS = re.compile(rb"<(\w+:Thumbnails)\b.*?</\1>", re.DOTALL)
+# Of an XMP packet, as attributes and as elements: how a viewer is to turn the picture, which is upright, and its size.
+_GEOMETRY = re.compile(
+    rb"""\s(tiff:(?:Orientation|ImageWidth|ImageLength)|exif:Pixel[XY]Dimension)\s*=\s*(?:"[^"]*"|'[^']*')"""
+    rb"""|<(tiff:(?:Orientation|ImageWidth|ImageLength)|exif:Pixel[XY]Dimension)\b[^>]*>[^<]*</\2\s*>"""
+)
 _BY_ITSELF = b"Created by OpenJPEG"  # begins the comment that this library writes
 _SPACES = {"L": b"GRAY", "LA": b"GRAY", "I;16": b"GRAY", "I": b"GRAY", "F": b"GRAY", "CMYK": b"CMYK"}
 
@@ -43,7 +48,7 @@ class Metadata:
     Attributes:
         exif: EXIF data without orientation, thumbnail and previews.
         icc: Colour profile.
-        xmp: XMP packet without previews.
+        xmp: XMP packet without orientation, size and previews.
         dpi: Horizontal and vertical resolution.
         text: Keywords and texts of a PNG file.
         comments: Comments of a JPEG, JPEG 2000 or GIF file.
@@ -152,7 +157,7 @@ def _xmp(image: Image.Image) -> bytes:
     packet = found.encode("utf-8") if isinstance(found, str) else bytes(found)
     if b"\0" in packet.strip(b"\0"):
         raise ValueError("it is not in UTF-8")
-    packet = _FIELD.sub(_without_binary, _THUMBNAILS.sub(b"", packet))
+    packet = _GEOMETRY.sub(b"", _FIELD.sub(_without_binary, _THUMBNAILS.sub(b"", packet)))
     if b"/9j/" in packet or b"iVBORw0KGgo" in packet or _is_picture(packet):  # starts of JPEG and PNG in base 64
         raise ValueError("it holds a preview")
     return packet
