@@ -111,6 +111,16 @@ def test_wrong_arguments_exit_with_2_in_one_line(arguments, message, capsys):
             ["evaluate", "--data", ".", "--model", "small", "--output", "../o", "--device", "nowhere"],
             "device nowhere c",
         ),
+        (["train", "--data", "absent", "--validation", ".", "--output", "run"], "the output run lies in the folder ."),
+        (
+            ["train", "--data", "absent", "--masks.source", ".", "--output", "run"],
+            "the output run lies in the folder .",
+        ),
+        (["demo", "--data", "."], "the output demo lies in the folder ."),
+        (
+            ["evaluate", "--truth", "absent", "--results", ".", "--output", "o"],
+            "the output o lies in the folder ., which would be read again",
+        ),
         (["demo", "--device", "mps:9"], "device mps:9 cannot be used"),
     ],
 )

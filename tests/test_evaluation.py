@@ -113,6 +113,17 @@ class TestCases:
         assert names == ["deep/photo-1", "deep/photo-3", "photo-0", "photo-2", "photo-4"]
         assert [spec.name for spec in drawn_cases(photos, ("box",), limit=2)] == ["deep/photo-1", "photo-0"]
 
+    def test_names_may_be_no_text(self, photos, model, tmp_path, capsys):
+        (tmp_path / "odd").mkdir()
+        name = os.fsdecode(b"\xff\xfe.png")
+        try:
+            shutil.copy(next(photos.rglob("*.png")), tmp_path / "odd" / name)
+        except OSError:
+            pytest.skip("this file system takes names in UTF-8 alone")
+        assert evaluate(model, tmp_path / "odd", tmp_path / "out") == 0
+        assert "\\udcff\\udcfe" in (tmp_path / "out" / "cases.csv").read_text(encoding="utf-8")
+        assert cases_with_masks(tmp_path / "odd", tmp_path / "out" / "holes")[0].name == name.removesuffix(".png")
+
     def test_missing_mask_is_named(self, photos, tmp_path):
         for name in ("photo-0", "photo-2"):
             Image.fromarray(np.eye(SIZE) > 0).save(tmp_path / f"{name}.png")

@@ -33,8 +33,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Fill, fine-tune and draw."""
+    from fastinpaint.data.images import refuse_output_inside
     from fastinpaint.demo import run_demo
 
+    if options.data is not None:
+        refuse_output_inside(options.data, options.output)
     run_demo(
         options.output,
         model=options.model,

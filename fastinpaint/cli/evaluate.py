@@ -77,7 +77,8 @@ def run(options: argparse.Namespace) -> int:
 
     if (options.results is None) != (options.truth is None) or (options.model is None) != (options.data is None):
         raise ValueError("evaluate wants --model with --data, or --truth with --results")
-    refuse_output_inside(options.truth if options.data is None else options.data, options.output)
+    for source in filter(None, (options.data, options.truth, options.results, options.masks)):
+        refuse_output_inside(source, options.output)
     if (options.output / REPORT).exists() and not options.overwrite:
         raise FileExistsError(f"{options.output / REPORT} exists already; --overwrite replaces the report")
     evaluation = Evaluation(

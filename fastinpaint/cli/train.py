@@ -41,8 +41,8 @@ def run(options: argparse.Namespace) -> int:
     from fastinpaint.training.distributed import leave
     from fastinpaint.training.trainer import Trainer
 
-    if config.data:
-        refuse_output_inside(config.data, config.output)
+    for source in filter(None, (config.data, config.validation, config.masks.source)):
+        refuse_output_inside(source, config.output)
     trainer = Trainer(config, resume=options.resume)
     model = trainer.run()
     leave()
