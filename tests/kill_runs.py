@@ -74,13 +74,13 @@ def kill_and_resume(config, kills, seed, log, longest=4.0, processes=1):
         name = hit.name if isinstance(hit, signal.Signals) else f"SIGKILL to the {hit}"
         if number < kills:
             counts[name] = counts.get(name, 0) + in_time
-        _check(config, process.exitcode, hit, in_time, log)
         others = [other for other in run if other is not process]
         if process.exitcode:
             _end(others)
-        for other in others:
+        for other in others:  # the first of them may still be writing
             other.join(_LONGEST)
             require(process.exitcode or other.exitcode == 0, f"exit code {other.exitcode} of another process", log)
+        _check(config, process.exitcode, hit, in_time, log)
     return counts
 
 
