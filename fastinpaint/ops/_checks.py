@@ -51,17 +51,19 @@ def check_same_device(op: str, **tensors: Tensor) -> None:
         raise ValueError(f"{op}: all tensors must lie on one device, got {found}")
 
 
-def check_integer(op: str, name: str, value: object, *, least: int | None = None) -> None:
-    """Raise TypeError unless ``value`` is an integer, ValueError unless it is at least ``least``."""
+def check_integer(op: str, name: str, value: object, *, least: int | None = None, most: int | None = None) -> None:
+    """Raise TypeError unless ``value`` is an integer, ValueError unless it is from ``least`` to ``most``."""
     if not isinstance(value, _INTEGERS) or isinstance(value, bool):
         raise TypeError(f"{op}: {name} must be an integer, got {value!r}")
     if least is not None and value < least:
         raise ValueError(f"{op}: {name} must be at least {least}, got {value}")
+    if most is not None and value > most:
+        raise ValueError(f"{op}: {name} must be at most {most}, got {value}")
 
 
-def check_odd(op: str, name: str, value: int) -> None:
-    """Raise TypeError unless ``value`` is an integer, ValueError unless it is positive and odd."""
-    check_integer(op, name, value)
+def check_odd(op: str, name: str, value: int, *, most: int) -> None:
+    """Raise TypeError unless ``value`` is an integer, ValueError unless it is positive, odd and at most ``most``."""
+    check_integer(op, name, value, most=most)
     if value < 1 or value % 2 == 0:
         raise ValueError(f"{op}: {name} must be odd and positive, got {value}")
 

@@ -11,6 +11,7 @@ from fastinpaint.reference import edge_priority as reference
 
 _OP = "edge_priority"
 _TRITON_REACH, _TRITON_PIXELS = 12, 2**31  # MAX_REACH of fastinpaint_kernels.edge_priority; of one map
+_LARGEST = 1023  # kernel side in pixels, and number of blurs: what is far above would never end
 _NATIVE_REACH = 64  # pixels; kMaxBlurRadius of the extension
 
 
@@ -29,9 +30,9 @@ def edge_priority(
 
     Args:
         edges: (B, 1, H, W), bool or floating point, 1 = edge.
-        kernel_size: Side of the kernel in pixels, odd.
+        kernel_size: Side of the kernel in pixels, odd, at most 1023.
         sigma: Standard deviation in pixels, above 0.
-        iterations: Number of blurs, at least 0.
+        iterations: Number of blurs, 0 to 1023.
         backend: ``"auto"``, ``"triton"`` (GPU; blurs that together reach 12 pixels or less, any dtype but float64),
             ``"native"`` (CPU; 64 pixels or less) or ``"reference"``. Forward-mode derivatives and torch.func take the
             reference.
@@ -46,11 +47,11 @@ def edge_priority(
     """
     boolean = isinstance(edges, Tensor) and edges.dtype == torch.bool
     _checks.check_tensor(_OP, "edges", edges, "B", 1, "H", "W", floating=not boolean)
-    _checks.check_odd(_OP, "kernel_size", kernel_size)
+    _checks.check_odd(_OP, "kernel_size", kernel_size, most=_LARGEST)
     _checks.check_number(_OP, "sigma", sigma)
     if not sigma > 0:
         raise ValueError(f"{_OP}: sigma must be above 0 pixels, got {sigma}")
-    _checks.check_integer(_OP, "iterations", iterations, least=0)
+    _checks.check_integer(_OP, "iterations", iterations, least=0, most=_LARGEST)
     reach = iterations * (kernel_size // 2)
     gaps = {"triton": _triton_gap(edges, reach), "native": _native_gap(edges, reach)}
     chosen = _backend.select(_OP, backend, _backend.ranked(edges.device, **gaps))

@@ -12,6 +12,7 @@ from fastinpaint.reference import patch_attention as reference
 
 _OP = "patch_attention"
 AGGREGATIONS = ("correlation", "overlap_add")
+_LARGEST_KERNEL = 255  # pixels: memory of the reference grows with the square
 _NATIVE_LARGEST_KERNEL = 15  # kMaxPatch of csrc/patch_attention.h
 
 
@@ -33,7 +34,7 @@ def patch_attention(
 
     Args:
         features: (B, C, H, W) floating point.
-        kernel_size: Patch side k in pixels, odd.
+        kernel_size: Patch side k in pixels, odd, at most 255.
         stride: Distance of neighbouring keys in pixels, at least 1.
         softmax_scale: Factor on the similarities.
         aggregation: ``"correlation"`` or ``"overlap_add"``.
@@ -50,7 +51,7 @@ def patch_attention(
         BackendUnavailable: ``backend`` cannot run the call.
     """
     _checks.check_tensor(_OP, "features", features, "B", "C", "H", "W")
-    _checks.check_odd(_OP, "kernel_size", kernel_size)
+    _checks.check_odd(_OP, "kernel_size", kernel_size, most=_LARGEST_KERNEL)
     _checks.check_integer(_OP, "stride", stride, least=1)
     _checks.check_number(_OP, "softmax_scale", softmax_scale)
     if aggregation not in AGGREGATIONS:
