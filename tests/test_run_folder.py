@@ -216,8 +216,9 @@ class TestResume:
     def test_a_lost_config_is_taken_from_the_checkpoint(self, config):
         Trainer(dataclasses.replace(config, steps=2)).run()
         path = Path(config.output) / "config.yaml"
-        path.write_text("a: [")
-        assert TrainConfig.of_run(config.output) == dataclasses.replace(config, steps=2)
+        for damaged in ("a: [", "", "# a disk was full"):
+            path.write_text(damaged)
+            assert TrainConfig.of_run(config.output) == dataclasses.replace(config, steps=2)
         path.unlink()
         assert main(["train", "--resume", "--output", config.output, "--steps", "3"]) == 0
         assert TrainConfig.from_yaml(path) == dataclasses.replace(config, steps=3)

@@ -103,11 +103,13 @@ def test_prune_keeps_the_newest_steps(tmp_path: Path) -> None:
     for step in (5, 10, 200_000_000, 40):
         save_training_state(training_state_path(tmp_path, step), {"step": step})
     (tmp_path / "step-x.pt").write_bytes(b"somebody's file")
+    (tmp_path / "step-00000000.pt").mkdir()
     removed = prune_training_states(tmp_path, 2)
     assert [path.name for path in removed] == ["step-00000005.pt", "step-00000010.pt"]
     left = training_states(tmp_path)
     assert [load_training_state(path)["step"] for path in left] == [40, 200_000_000]
     assert (tmp_path / "step-x.pt").exists()
+    assert (tmp_path / "step-00000000.pt").is_dir()
     assert training_states(tmp_path / "nowhere") == []
     with pytest.raises(ValueError, match="at least 1"):
         prune_training_states(tmp_path, 0)

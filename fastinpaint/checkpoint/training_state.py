@@ -115,7 +115,8 @@ def training_states(folder: PathLike) -> list[Path]:
     folder = Path(folder)
     if not folder.is_dir():
         return []
-    found = [(int(match[1]), path) for path in folder.iterdir() if (match := _FILE_NAME.fullmatch(path.name))]
+    files = (path for path in folder.iterdir() if path.is_file())
+    found = [(int(match[1]), path) for path in files if (match := _FILE_NAME.fullmatch(path.name))]
     return [path for _, path in sorted(found)]
 
 

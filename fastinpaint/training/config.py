@@ -142,6 +142,8 @@ class TrainConfig:
             raise FileNotFoundError(f"nothing to resume: there is no run in {folder}")
         try:
             config = cls.from_yaml(Path(folder) / "config.yaml")
+            if not config.data:  # as every run has it
+                raise ValueError(f"{Path(folder) / 'config.yaml'} is cut off: it names no data")
         except (FileNotFoundError, ValueError) as error:
             try:
                 saved = load_newest_training_state(Path(folder) / "checkpoints").state["config"]
