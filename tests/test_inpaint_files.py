@@ -81,6 +81,8 @@ def seen(path):
     if deep is not None and deep.dtype == np.uint16 and deep.ndim == 3:
         return deep
     with Image.open(path) as image:
+        if (image.format, image.mode) == ("PPM", "I"):
+            return np.atleast_3d(np.asarray(image).astype(np.uint16))
         return np.atleast_3d(np.asarray(image if image.mode in ("I", "I;16", "F", "CMYK") else image.convert("RGBA")))
 
 
@@ -95,7 +97,7 @@ CASES = [
     *(("gif", kind) for kind in ("L", "P", "P with a transparent index")),
     *itertools.product(("bmp", "ppm", "jp2", "tga"), ("L", "RGB")),
     *itertools.product(("jp2", "tga"), ("LA", "RGBA")),
-    ("avif", "RGBA"), ("jpg", "CMYK"), ("pgm", "L"),
+    ("avif", "RGBA"), ("jpg", "CMYK"), ("pgm", "L"), ("pgm", "I;16"),
 ]  # fmt: skip
 
 
@@ -436,6 +438,22 @@ class TestWhatIsSaid:
         frames[0].save(tmp_path / f"a.{suffix}", save_all=True, append_images=frames[1:])
         with pytest.warns(RuntimeWarning, match=rf"a\.{suffix} holds 3 frames: only the first"):
             inpaint_files(inpainter, tmp_path / f"a.{suffix}", mask, tmp_path / "b.png")
+
+    @pytest.mark.parametrize("target", ["tif", "png"])
+    def test_first_frame_stays_upright_when_frames_are_counted(self, inpainter, picture, hole, mask, tmp_path, target):
+        exif = Image.Exif()
+        exif[Base.Orientation] = 6
+        frames = [Image.fromarray(np.rot90(np.roll(picture, shift, 1)).copy()) for shift in range(2)]
+        frames[0].save(tmp_path / "a.tif", save_all=True, append_images=frames[1:], exif=exif)
+        assert not quiet_fill(inpainter, tmp_path / "a.tif", mask, tmp_path / f"b.{target}").failed
+        with Image.open(tmp_path / f"b.{target}") as filled:
+            np.testing.assert_array_equal(np.asarray(filled)[~hole], picture[~hole])
+
+    def test_transparent_value_of_deep_grey_is_named(self, inpainter, mask, tmp_path):
+        source("I;16", tmp_path / "plain.png")
+        Image.open(tmp_path / "plain.png").save(tmp_path / "a.png", transparency=7)
+        with pytest.warns(RuntimeWarning, match=r"b\.png goes without its transparent grey value$"):
+            inpaint_files(inpainter, tmp_path / "a.png", mask, tmp_path / "b.png")
 
     def test_depth_that_cannot_be_read(self, inpainter, mask, tmp_path):
         source("RGB;16", tmp_path / "a.jp2")

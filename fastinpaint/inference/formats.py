@@ -58,7 +58,7 @@ _JPEG = Format(
     "JPEG", ("L", "RGB", "CMYK"), ("EXIF", "ICC profile", "XMP", "resolution", "comments", _PHOTOSHOP),
     options={"quality": 95, "subsampling": 0}, lossless=False,
 )  # fmt: skip
-_PPM = Format("PPM", ("L", "RGB"), ())
+_PPM = Format("PPM", ("L", "RGB", "I;16"), ())
 FORMATS = {
     ".png": _PNG,
     **dict.fromkeys((".tif", ".tiff"), _TIFF),
@@ -72,7 +72,7 @@ FORMATS = {
     ),
     ".bmp": Format("BMP", ("L", "RGB"), ("resolution",)),
     **dict.fromkeys((".ppm", ".pnm"), _PPM),
-    ".pgm": Format("PPM", ("L",), ()),
+    ".pgm": Format("PPM", ("L", "I;16"), ()),
     ".jp2": Format("JPEG2000", ("L", "LA", "RGB", "RGBA", "I;16"), ("comments",)),
     ".tga": Format("TGA", ("L", "LA", "RGB", "RGBA"), ()),
 }  # fmt: skip

@@ -222,6 +222,8 @@ def _others(image: Image.Image) -> tuple[str, ...]:
     chunks = [chunk[0].decode("latin-1") for chunk in getattr(image, "private_chunks", [])]
     found += [f"{name} chunks" for name in chunks if name not in ("eXIf", "iCCP")]
     found += [key.lower() for key in getattr(image, "text", None) or {} if _is_raw_profile(key)]
+    if image.mode == "I;16" and "transparency" in image.info:
+        found.append("its transparent grey value")
     if image.format == "TIFF" and _LAYERS in image.tag_v2:  # type: ignore[attr-defined]
         found.append("Photoshop layers")
     return tuple(dict.fromkeys(found))

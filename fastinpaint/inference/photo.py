@@ -52,18 +52,29 @@ def read_photo(source: PathLike | bytes) -> Photo:
     """
     name = name_of(source)
     with open_upright(source) as image:
-        frames = int(getattr(image, "n_frames", 1))
         metadata = read_metadata(image, name)
         depth = 8 if image.mode in ("I", "I;16", "F") else _depth(source, image)
+    frames = _frames(source)
     if frames > 1:
         message = f"{name} holds {frames} frames: only the first is filled and written"
         warnings.warn(message, RuntimeWarning, stacklevel=2)
+    if image.mode == "I" and image.format == "PPM":  # 16 bits
+        image = Image.fromarray(np.asarray(image).astype(np.uint16))
     if depth > 8:
         deep = _read_deep(source, image)
         if deep is not None:
             return Photo(deep, metadata)
         warnings.warn(f"{name} holds {depth} bits per channel: 8 of them are kept", RuntimeWarning, stacklevel=2)
     return Photo(image, metadata)
+
+
+def _frames(source: PathLike | bytes) -> int:
+    """Count frames in a file that is opened anew: counting may forget the pixels that were decoded."""
+    try:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+            return int(getattr(image, "n_frames", 1))
+    except Exception:  # damaged behind the first frame, or read without its metadata
+        return 1
 
 
 def _depth(source: PathLike | bytes, image: Image.Image) -> int:
