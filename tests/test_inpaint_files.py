@@ -449,6 +449,11 @@ class TestWhatIsSaid:
         with Image.open(tmp_path / f"b.{target}") as filled:
             np.testing.assert_array_equal(np.asarray(filled)[~hole], picture[~hole])
 
+    def test_lab_becomes_rgb(self, inpainter, mask, tmp_path):
+        Image.frombytes("LAB", (50, 37), bytes(range(256)) * 21 + bytes(174)).save(tmp_path / "a.tif")
+        with pytest.warns(RuntimeWarning, match=r"a\.tif holds L\*a\*b\* colours: it is written as RGB"):
+            inpaint_files(inpainter, tmp_path / "a.tif", mask, tmp_path / "b.tif")
+
     def test_transparent_value_of_deep_grey_is_named(self, inpainter, mask, tmp_path):
         source("I;16", tmp_path / "plain.png")
         Image.open(tmp_path / "plain.png").save(tmp_path / "a.png", transparency=7)

@@ -58,6 +58,8 @@ def read_photo(source: PathLike | bytes) -> Photo:
     if frames > 1:
         message = f"{name} holds {frames} frames: only the first is filled and written"
         warnings.warn(message, RuntimeWarning, stacklevel=2)
+    if image.mode == "LAB":
+        warnings.warn(f"{name} holds L*a*b* colours: it is written as RGB", RuntimeWarning, stacklevel=2)
     if image.mode == "I" and image.format == "PPM":  # 16 bits
         image = Image.fromarray(np.asarray(image).astype(np.uint16))
     if depth > 8:
