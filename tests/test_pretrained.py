@@ -208,6 +208,16 @@ class TestHostileFolders:
             InpaintGenerator.from_pretrained(folder)
 
 
+@pytest.mark.parametrize("stored", [torch.float64, torch.float8_e4m3fn])
+def test_other_types_are_said_too(tmp_path, stored):
+    InpaintGenerator(2).save_pretrained(tmp_path)
+    tensors = load_safetensors(tmp_path / "model.safetensors")
+    tensors["encoder.0.convolution.weight"] = tensors["encoder.0.convolution.weight"].to(stored)
+    save_safetensors(tmp_path / "model.safetensors", tensors)
+    with pytest.warns(UserWarning, match=rf"model\.safetensors stores {stored}; the model computes in float32"):
+        InpaintGenerator.from_pretrained(tmp_path)
+
+
 def test_half_precision_is_said_unless_the_type_is_chosen(tmp_path, shipped):
     InpaintGenerator(2).save_pretrained(tmp_path / "half", torch.bfloat16)
     with pytest.warns(UserWarning, match=r"model\.safetensors stores torch\.bfloat16; the model computes in float32"):

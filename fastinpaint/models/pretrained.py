@@ -30,7 +30,7 @@ Model = TypeVar("Model", bound="Pretrained")
 class Precision(Enum):
     """What weights become where the caller does not say."""
 
-    FLOAT32 = "float32; a warning says so where they are stored in half precision"
+    FLOAT32 = "float32; a warning says so where they are stored as another type"
 
 
 def shipped_models() -> list[str]:
@@ -152,7 +152,7 @@ class Pretrained:
                 that name comes first.
             device: Where to put it.
             dtype: What floating-point weights become, whatever they are stored as; None keeps the stored type of
-                each. Left out, they become float32, with a warning if they are stored in half precision.
+                each. Left out, they become float32, with a warning if they are stored as another type.
             revision: On the Hub: branch, tag or commit.
             cache_dir: For the Hub: the cache to use; None is huggingface_hub's own.
             local_files_only: For the Hub: use the cache alone, no network.
@@ -173,10 +173,10 @@ class Pretrained:
         module = cast(nn.Module, cls(**arguments))
         wanted = torch.float32 if isinstance(dtype, Precision) else dtype
         stored = load_safetensors(folder / WEIGHTS)
-        halves = {tensor.dtype for tensor in stored.values()} & {torch.float16, torch.bfloat16}
-        if halves and isinstance(dtype, Precision) and folder.parent != SHIPPED:
+        others = {tensor.dtype for tensor in stored.values() if tensor.is_floating_point()} - {torch.float32}
+        if others and isinstance(dtype, Precision) and folder.parent != SHIPPED:
             warnings.warn(
-                f"{folder / WEIGHTS} stores {halves.pop()}; the model computes in float32. dtype=None keeps the stored "
+                f"{folder / WEIGHTS} stores {', '.join(sorted(map(str, others)))}; the model computes in float32. dtype=None keeps the stored "
                 "type, dtype=torch.float32 leaves this warning out",
                 stacklevel=2,
             )
