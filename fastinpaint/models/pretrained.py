@@ -176,8 +176,8 @@ class Pretrained:
         others = {tensor.dtype for tensor in stored.values() if tensor.is_floating_point()} - {torch.float32}
         if others and isinstance(dtype, Precision) and folder.parent != SHIPPED:
             warnings.warn(
-                f"{folder / WEIGHTS} stores {', '.join(sorted(map(str, others)))}; the model computes in float32. dtype=None keeps the stored "
-                "type, dtype=torch.float32 leaves this warning out",
+                f"{folder / WEIGHTS} stores {', '.join(sorted(map(str, others)))}; the model computes in float32. "
+                "dtype=None keeps the stored type, dtype=torch.float32 leaves this warning out",
                 stacklevel=2,
             )
         tensors = {
