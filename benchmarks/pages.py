@@ -55,7 +55,8 @@ def cell(results: Results, row: Row, name: str, base: str) -> str:
     memory = row.memory.get(name, row.memory.get(plain))
     text += f", {memory:,.0f} MiB" if memory is not None and memory >= 0.5 else ""
     if results.rate and name == base:
-        text += f", {1e6 / time:,.0f} images/s"
+        rate = 1e6 / time
+        text += f", {rate:,.0f} images/s" if rate >= 10 else f", {rate:.2g} images/s"
     return text
 
 
