@@ -47,6 +47,8 @@ def install() -> None:
         "get_device_properties": lambda *_: properties,
         "get_device_capability": lambda *_: (9, 0),
         "device_count": lambda: 1,
+        "current_device": lambda: 0,
+        "get_rng_state": lambda *_: torch.get_rng_state(),
         "_sleep": _none,
         "is_current_stream_capturing": lambda: False,
     }

@@ -23,6 +23,7 @@ from benchmarks import stand_in
 from benchmarks.machine import Work, ceilings, circumstances
 from benchmarks.results import GRAPH, Results, Row
 from benchmarks.timing import extra_memory, graphed, profile, time_in_turns, time_on_gpu
+from fastinpaint.inference.graphs import forget_capture
 
 BEYOND_CACHES = 1e8  # bytes of inputs and outputs that no GPU's L2 holds
 GRAPH_SECONDS = 5e-3  # of work in a graph; more sets of inputs than that need not be captured
@@ -287,13 +288,14 @@ def _time_rival(row: Row, name: str, calls: list[Run], budget: float, *, graph: 
             row.kernels = _first_line(error)
     if not graph:
         return
+    drawn = torch.cuda.get_rng_state()
     together = calls[: max(1, math.ceil(GRAPH_SECONDS / row.seconds[name][-1]))]
     try:
         seconds = time_on_gpu([graphed(together)], budget=budget)
         row.seconds[name + GRAPH] = [s / len(together) for s in seconds]
     except Exception as error:
         row.left_out[name + GRAPH] = _first_line(error)
-        _forget_capture()
+        forget_capture(torch.device("cuda", torch.cuda.current_device()), drawn)
     release_memory()
 
 
@@ -301,13 +303,6 @@ def release_memory() -> None:
     """Give the device what dead graphs and calls, in reference cycles too, still hold."""
     gc.collect()
     torch.cuda.empty_cache()
-
-
-def _forget_capture() -> None:
-    """After a capture that failed the random generator still counts for it, and every later draw raises."""
-    torch.cuda.synchronize()
-    for generator in torch.cuda.default_generators:
-        generator.graphsafe_set_state(torch.Generator(generator.device).graphsafe_get_state())
 
 
 def gap_of(call: Run) -> str | None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastinpaint.inference.graphs import GraphPerSize
+from fastinpaint.inference.graphs import CudaRecorder, GraphPerSize
 from fastinpaint.inference.inpainter import Inpainter
 from fastinpaint.models.generator import InpaintGenerator
 
@@ -157,3 +157,19 @@ def test_fillings_of_a_gpu_are_those_without_graphs(precision, cuda):
         np.testing.assert_array_equal(graphed(*pair), plain(*pair))
     assert graphed._graphs.failure is None
     assert len(graphed._graphs._graphs) == 1
+
+
+@pytest.mark.gpu
+def test_random_numbers_go_on_after_a_capture_that_failed(cuda):
+    def work():
+        torch.rand(3, device=cuda).sum().item()  # a capture cannot wait for the device
+
+    torch.manual_seed(0)
+    torch.rand(5, device=cuda)
+    state = torch.cuda.get_rng_state(cuda)
+    with pytest.raises(RuntimeError):
+        CudaRecorder(torch.device(cuda)).record(work)
+    torch.testing.assert_close(torch.cuda.get_rng_state(cuda), state)
+    found = torch.rand(5, device=cuda)
+    torch.cuda.set_rng_state(state, cuda)
+    torch.testing.assert_close(found, torch.rand(5, device=cuda))

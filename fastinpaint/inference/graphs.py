@@ -43,10 +43,28 @@ class CudaRecorder:
 
     def record(self, run: Callable[[], Result]) -> tuple[Callable[[], None], Result]:
         """Record the work; other threads (the one that pins a loader's memory) may use CUDA meanwhile."""
+        drawn = torch.cuda.get_rng_state(self.stream.device)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
-            result = run()
+        try:
+            with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
+                result = run()
+        except Exception:
+            forget_capture(self.stream.device, drawn)
+            raise
         return graph.replay, result
+
+
+def forget_capture(device: torch.device, drawn: Tensor) -> None:
+    """Let the random generator of a GPU, ``cuda:N``, draw again from the state ``drawn`` after a capture that failed.
+
+    It still counts for that capture otherwise, and every later draw raises.
+    """
+    torch.cuda.synchronize(device)
+    for generator in torch.cuda.default_generators:
+        if generator.device == device:
+            fresh = torch.Generator(device)
+            fresh.set_state(drawn)
+            generator.graphsafe_set_state(fresh.graphsafe_get_state())
 
 
 def reason_of(error: BaseException) -> str:

@@ -188,12 +188,13 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 
 
 def _backward(namespace: str, ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Any, ...]:
-    weight, bias, _, scale = ctx.saved_tensors[3:]
+    saved = ctx.saved_tensors  # once: recomputed activations are handed out a single time
+    weight, bias, _, scale = saved[3:]
     grad_residual = None
     wanted = ctx.needs_input_grad[3]
     same = ctx.padding == 0 and (not ctx.relu or scale is not None)  # then the residual's gradient is the result's
     run = getattr(torch.ops, namespace).instance_norm_backward
-    grad_x, sums, written = run(grad, *ctx.saved_tensors, ctx.relu, ctx.padding, wanted and not same)
+    grad_x, sums, written = run(grad, *saved, ctx.relu, ctx.padding, wanted and not same)
     if wanted:
         grad_residual = (grad if same else written).to(ctx.residual_dtype)
     grad_weight = sums[1].to(weight.dtype) if weight is not None and ctx.needs_input_grad[1] else None
