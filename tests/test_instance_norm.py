@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils.checkpoint import checkpoint
 
 import fastinpaint as fi
 from fastinpaint.ops._backend import native_reason
@@ -62,6 +63,19 @@ def test_equals_separate_operators(backend, batch, channels, height, width, layo
         options = {"residual": residual, "scale": scale, "relu": relu, "padding": padding, "backend": backend}
         found = fi.instance_norm(x, weight, bias, 1e-3, **options)
         torch.testing.assert_close(found, expected.float(), rtol=1e-4, atol=1e-4)
+
+
+@both_backends
+def test_activations_may_be_recomputed(backend):
+    """Checkpointing hands out each saved tensor once."""
+    leaves = [tensor.requires_grad_() for tensor in _case((2, 3, 6, 7))]
+
+    def call(x, weight, bias, residual):
+        return fi.instance_norm(x, weight, bias, residual=residual, relu=True, padding=1, backend=backend)
+
+    wanted = torch.autograd.grad(call(*leaves).square().sum(), leaves)
+    found = torch.autograd.grad(checkpoint(call, *leaves, use_reentrant=False).square().sum(), leaves)
+    assert all(torch.equal(one, other) for one, other in zip(found, wanted, strict=True))
 
 
 @both_backends
