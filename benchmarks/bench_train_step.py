@@ -323,9 +323,9 @@ BENCHMARK = Benchmark(
     reference=("eager", "ours"),
     tolerance=tolerance,
     notes=(
-        "Ours is channels-last on CUDA, eager contiguous by the reference backends, on a CPU with scikit-image's "
-        "Canny; attention's gamma is 1. bfloat16 is autocast; float32 convolutions may use TensorFloat-32, as torch "
-        "has it by default.",
+        "Ours is channels-last on CUDA, eager contiguous by the reference backends, on a CPU with Canny by "
+        "scikit-image where that is installed; attention's gamma is 1. bfloat16 is autocast; float32 convolutions may "
+        "use TensorFloat-32, as torch has it by default.",
         "The terms of the first step are compared, not the gradients of whole networks. Losses: forward and backward "
         "to the generator's maps.",
     ),

@@ -205,12 +205,14 @@ def _commit() -> str:
 
 
 def _cpu() -> str:
+    """Name, generation (x86's family and model) and widest vectors: a name alone may be that of several generations."""
     info = Path("/proc/cpuinfo")
-    facts = dict(line.split(":", 1) for line in info.read_text().splitlines() if ":" in line) if info.is_file() else {}
-    name = next((value.strip() for key, value in facts.items() if key.startswith("model name")), platform.processor())
-    flags = next((value.split() for key, value in facts.items() if key.startswith("flags")), [])
-    widest = next((isa for isa in ("avx512f", "avx2") if isa in flags), "")
-    return f"{name or platform.machine()}{', ' if widest else ''}{widest.removesuffix('f').upper()}"
+    lines = info.read_text().splitlines() if info.is_file() else []
+    facts = {key.strip(): value.strip() for key, found, value in (line.partition(":") for line in lines) if found}
+    name = facts.get("model name") or platform.processor() or platform.machine()
+    generation = f" (family {facts['cpu family']}, model {facts['model']})" if "cpu family" in facts else ""
+    widest = next((isa for isa in ("avx512f", "avx2") if isa in facts.get("flags", "").split()), "")
+    return f"{name}{generation}{', ' if widest else ''}{widest.removesuffix('f').upper()}"
 
 
 def main() -> None:

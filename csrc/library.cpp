@@ -27,13 +27,11 @@ STABLE_TORCH_LIBRARY(fastinpaint, m) {
       "Tensor lse) -> (Tensor grad_query, Tensor grad_key, Tensor grad_value)");
   m.def(
       "instance_norm(Tensor x, Tensor? weight, Tensor? bias, Tensor? residual, Tensor? scale, float eps, "
-      "bool "
-      "relu, int padding) -> (Tensor output, Tensor mean, Tensor rstd)");
+      "bool relu, int padding) -> (Tensor output, Tensor mean, Tensor rstd)");
   m.def(
       "instance_norm_backward(Tensor grad, Tensor x, Tensor mean, Tensor rstd, Tensor? weight, Tensor? bias, "
       "Tensor? residual, Tensor? scale, bool relu, int padding, bool residual_gradient) -> (Tensor grad_x, "
-      "Tensor "
-      "sums, Tensor grad_residual)");
+      "Tensor sums, Tensor grad_residual)");
   m.def("sobel_edges(Tensor image) -> Tensor");
   m.def("sobel_edges_backward(Tensor gradients) -> Tensor");
   m.def("edge_priority(Tensor edges, int kernel_size, float sigma, int iterations) -> Tensor");

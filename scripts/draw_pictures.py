@@ -156,7 +156,7 @@ def convert(work: Path) -> None:
         "evaluate", "--model", model, "--data", photographs(work), "--output", report, "--as-original", "--device",
         "cpu", "--holes", "box",
     )  # fmt: skip
-    (OUTPUT / "convert.txt").write_text(printed.replace(str(work), "").replace(str(ROOT), ""))
+    (OUTPUT / "convert.txt").write_text(printed.replace(f"{work}/", ""))
 
 
 def operators(work: Path) -> None:

@@ -7,29 +7,17 @@ import torch
 from fastinpaint.inference.graphs import CudaRecorder, GraphPerSize
 from fastinpaint.inference.inpainter import Inpainter
 from fastinpaint.models.generator import InpaintGenerator
+from tests.helpers.recorder import FakeRecorder
 
 
-class FakeRecorder:
-    """Replays by running the work again into the same tensor, as a graph does; ``wrong`` makes recording fail."""
+class TensorRecorder(FakeRecorder):
+    """Of work that returns a tensor."""
 
-    def __init__(self, wrong=None):
-        self.wrong, self.calls = wrong, []
+    def blank(self, run):
+        return torch.full_like(run(), float("nan"))  # a recording computes nothing
 
-    def warm_up(self, run):
-        self.calls.append("plain")
-        return run()
-
-    def record(self, run):
-        self.calls.append("record")
-        if self.wrong:
-            raise RuntimeError(self.wrong)
-        static = torch.full_like(run(), float("nan"))  # a recording computes nothing
-
-        def replay():
-            self.calls.append("replay")
-            static.copy_(run())
-
-        return replay, static
+    def fill(self, static, result):
+        static.copy_(result)
 
 
 WEIGHT = torch.tensor(3.0)
@@ -46,28 +34,28 @@ def batch(side=4, count=1, dtype=torch.float32):
 
 
 def test_a_size_that_comes_again_is_recorded_and_then_replayed():
-    recorder = FakeRecorder()
+    recorder = TensorRecorder()
     graphs, _ = graphs_of(recorder)
     inputs = [batch() for _ in range(4)]
     results = [graphs(*pair) for pair in inputs]
     for (image, hole), result in zip(inputs, results, strict=True):
         assert torch.equal(result, (image * 3).where(hole, 0))  # also the earlier ones: each is the caller's own
-    assert recorder.calls == ["plain", "record", "replay", "replay", "replay"]
+    assert recorder.calls == ["warm up", "record", "replay", "replay", "replay"]
 
 
 @pytest.mark.parametrize("other", [{"side": 5}, {"count": 2}, {"dtype": torch.float64}])
 def test_other_sizes_have_graphs_of_their_own(other):
-    recorder = FakeRecorder()
+    recorder = TensorRecorder()
     graphs, _ = graphs_of(recorder)
     for _ in range(3):
         for options in ({}, other):
             image, hole = batch(**options)
             assert torch.equal(graphs(image, hole), (image * 3).where(hole, 0))
-    assert recorder.calls == ["plain"] * 2 + ["record", "replay"] * 2 + ["replay"] * 2
+    assert recorder.calls == ["warm up"] * 2 + ["record", "replay"] * 2 + ["replay"] * 2
 
 
 def test_a_layout_has_a_graph_of_its_own():
-    recorder = FakeRecorder()
+    recorder = TensorRecorder()
     graphs, _ = graphs_of(recorder)
     image, hole = batch()
     for _ in range(2):
@@ -76,7 +64,7 @@ def test_a_layout_has_a_graph_of_its_own():
 
 
 def test_the_graph_used_longest_ago_is_dropped():
-    recorder = FakeRecorder()
+    recorder = TensorRecorder()
     graphs, _ = graphs_of(recorder)
     for side in (1, 2, 3, 4, 1, 5):  # 5 takes the place of 2
         for _ in range(2):
@@ -88,7 +76,7 @@ def test_the_graph_used_longest_ago_is_dropped():
 
 
 def test_weights_may_change_but_not_move():
-    recorder = FakeRecorder()
+    recorder = TensorRecorder()
     graphs, held = graphs_of(recorder, torch.tensor(3.0))
     image, hole = batch()
     for _ in range(2):
@@ -98,11 +86,11 @@ def test_weights_may_change_but_not_move():
     recorder.calls.clear()
     held[0] = torch.tensor(7.0)
     assert torch.equal(graphs(image, hole), (image * 7).where(hole, 0))
-    assert recorder.calls == ["plain"]
+    assert recorder.calls == ["warm up"]
 
 
 def test_large_batches_and_autocast_stay_plain():
-    recorder = FakeRecorder()
+    recorder = TensorRecorder()
     graphs, _ = graphs_of(recorder, function=lambda image, hole: image)
     for _ in range(2):
         graphs(torch.empty(1, 1, 1024, 1025), torch.empty(1))
@@ -112,14 +100,14 @@ def test_large_batches_and_autocast_stay_plain():
 
 
 def test_a_failed_recording_is_told_once_and_plain_calls_go_on():
-    recorder = FakeRecorder("operation not permitted when stream is capturing\nmore")
+    recorder = TensorRecorder("operation not permitted when stream is capturing\nmore")
     graphs, _ = graphs_of(recorder)
     image, hole = batch()
     with pytest.warns(RuntimeWarning, match=r"plain calls go on: RuntimeError: operation .* capturing$") as told:
         results = [graphs(image, hole) for _ in range(3)]
     assert all(torch.equal(result, (image * 3).where(hole, 0)) for result in results)
     assert len(told) == 1
-    assert recorder.calls == ["plain", "record"]
+    assert recorder.calls == ["warm up", "record"]
 
 
 def pictures(count=4, size=(40, 56)):
@@ -133,12 +121,12 @@ def pictures(count=4, size=(40, 56)):
 def test_fillings_are_those_without_graphs(inpainter, monkeypatch):
     images, holes = pictures()
     wanted = [inpainter(*pair) for pair in zip(images, holes, strict=True)]
-    recorder = FakeRecorder()
+    recorder = TensorRecorder()
     graphs = GraphPerSize(inpainter._predict_plainly, inpainter.device, inpainter._weights, recorder)
     monkeypatch.setattr(inpainter, "_graphs", graphs)
     for pair, filled in zip(zip(images, holes, strict=True), wanted, strict=True):
         np.testing.assert_array_equal(inpainter(*pair), filled)
-    assert recorder.calls == ["plain", "record", "replay", "replay", "replay"]
+    assert recorder.calls == ["warm up", "record", "replay", "replay", "replay"]
 
 
 def test_a_cpu_has_no_graphs(inpainter):

@@ -37,6 +37,7 @@ from fastinpaint.training.sampler import SampleBatches, SampleStream
 from fastinpaint.training.train_step import TrainStep
 from fastinpaint.training.trainer import Trainer
 from fastinpaint.training.validation import Validation
+from tests.helpers.recorder import FakeRecorder
 from tests.helpers.runs import assert_equal
 
 MATPLOTLIB = importlib.util.find_spec("matplotlib") is not None
@@ -255,28 +256,15 @@ def batches(count, size=32):
         yield torch.randint(0, 256, (2, 3, size, size), dtype=torch.uint8, generator=draw), mask
 
 
-class FakeRecorder:
-    """Replays by running the step again into the same tensors, as a graph does; ``wrong`` makes recording fail."""
+class TermsRecorder(FakeRecorder):
+    """Of a step, which must not run while it is recorded: it would change the weights."""
 
-    def __init__(self, wrong=None):
-        self.wrong, self.calls = wrong, []
+    def blank(self, run):
+        return {}
 
-    def warm_up(self, run):
-        self.calls.append("warm up")
-        return run()
-
-    def record(self, run):
-        self.calls.append("record")
-        if self.wrong:
-            raise RuntimeError(self.wrong)
-        static = {}
-
-        def replay():
-            self.calls.append("replay")
-            for name, value in run().items():
-                static.setdefault(name, value.clone()).copy_(value)
-
-        return replay, static
+    def fill(self, static, result):
+        for name, value in result.items():
+            static.setdefault(name, value.clone()).copy_(value)
 
 
 class TestGraph:
@@ -289,7 +277,7 @@ class TestGraph:
         return [{name: value.item() for name, value in row.items()} for row in rows]
 
     def test_replays_are_the_plain_updates(self):
-        recorder = FakeRecorder()
+        recorder = TermsRecorder()
         plain, graphed = train_step_of(1, ema=0.9), train_step_of(1, ema=0.9, cuda_graph=True, recorder=recorder)
         wanted = self.updated(plain)
         assert self.updated(graphed) == wanted
@@ -301,7 +289,7 @@ class TestGraph:
         assert len({row["total"] for row in wanted}) == 20
 
     def test_a_failed_recording_is_told_once_and_plain_updates_go_on(self):
-        recorder = FakeRecorder("operation not permitted when stream is capturing\nmore")
+        recorder = TermsRecorder("operation not permitted when stream is capturing\nmore")
         graphed = train_step_of(1, cuda_graph=True, recorder=recorder)
         with pytest.warns(RuntimeWarning, match=r"plain steps go on: RuntimeError: operation .* capturing$") as told:
             rows = self.updated(graphed)
@@ -310,7 +298,7 @@ class TestGraph:
         assert rows == self.updated(train_step_of(1))
 
     def test_another_shape_runs_plainly_and_a_new_size_is_recorded_anew(self):
-        recorder = FakeRecorder()
+        recorder = TermsRecorder()
         train_step = train_step_of(1, cuda_graph=True, recorder=recorder)
         self.updated(train_step, 5)
         train_step.update(*next(batches(1, 48)))
@@ -323,7 +311,7 @@ class TestGraph:
         """On CUDA biases in front of a norm get no gradient."""
         monkeypatch.setattr(layers, "_without_bias", lambda x: True)
         options = {"ema": 0.9, "clip": 1.0, "cuda_graph": True}
-        train_step, twin = (train_step_of(1, **options, recorder=FakeRecorder()) for _ in range(2))
+        train_step, twin = (train_step_of(1, **options, recorder=TermsRecorder()) for _ in range(2))
         before = {name: value.clone() for name, value in train_step.generator.named_parameters()}
         self.updated(train_step, 6)
         unmoved = {name for name, value in train_step.generator.named_parameters() if torch.equal(value, before[name])}
@@ -335,7 +323,7 @@ class TestGraph:
         assert_equal(twin.average.state_dict(), train_step.average.state_dict())
 
     def test_the_adversary_joins_later(self):
-        train_step = train_step_of(1, cuda_graph=True, recorder=FakeRecorder())
+        train_step = train_step_of(1, cuda_graph=True, recorder=TermsRecorder())
         train_step.set_adversary(False)
         before = {name: value.clone() for name, value in train_step.discriminator.state_dict().items()}
         rows = self.updated(train_step, 6)

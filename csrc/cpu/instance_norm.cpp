@@ -97,6 +97,30 @@ void visit_floating(ScalarType type, const Visit& visit) {
   visit(static_cast<Half*>(nullptr));
 }
 
+// Calls visit with a null pointer of the element type of x and the operands of both directions: x (B, C, H,
+// W), readable; the residual that counts or none, readable; statistics (B, C), dense; the caller's
+// parameters.
+template <class Visit>
+void visit_operands(const Tensor& x, const std::optional<Tensor>& residual, const Tensor& mean,
+                    const Tensor& rstd, const std::optional<Tensor>& weight,
+                    const std::optional<Tensor>& bias, const std::optional<Tensor>& scale, bool relu,
+                    const Visit& visit) {
+  const std::optional<TensorView> added = residual ? std::optional(TensorView(*residual)) : std::nullopt;
+  const ScalarType real = real_type(x);
+  visit_floating(x.scalar_type(), [&](auto* type) {
+    using Real =
+        std::conditional_t<std::is_same_v<std::remove_pointer_t<decltype(type)>, double>, double, float>;
+    const char* per_channel = "(C), a number for each channel of x";
+    const Vector<Real> weights(weight, "weight", real, x.size(1), per_channel),
+        biases(bias, "bias", real, x.size(1), per_channel),
+        scales(scale, "scale", real, 1, "(1), a single number");
+    visit(type, NormOperands<Real>{TensorView(x), added ? &*added : nullptr,
+                                   const_cast<Real*>(mean.const_data_ptr<Real>()),
+                                   const_cast<Real*>(rstd.const_data_ptr<Real>()), weights.data(),
+                                   biases.data(), scales.data(), relu});
+  });
+}
+
 // Three steps of a pass: first(group, row) and last(group, row) on strips that begin at the row,
 // between(group) on what they found. A group that is one strip takes all three while the cache holds it.
 template <class First, class Between, class Last>
@@ -157,26 +181,15 @@ std::tuple<Tensor, Tensor, Tensor> instance_norm(const Tensor& x, std::optional<
   if (residual) check_companion(*residual, "residual", x, 0);
   const bool last = is_channels_last(x);
   const ScalarType real = real_type(x);
-  const Tensor dense = readable(x, last), added = residual ? readable(*residual, last) : x;
+  const Tensor dense = readable(x, last);
+  const std::optional<Tensor> added = residual ? std::optional(readable(*residual, last)) : std::nullopt;
   Tensor output = new_map(x, last, x.size(2) + 2 * padding, x.size(3) + 2 * padding);
   Tensor mean = torch::stable::new_empty(x, {x.size(0), x.size(1)}, real),
          rstd = torch::stable::empty_like(mean);
   const NormCut cut(dense, last, padding);
-  const TensorView residual_view(added), output_view(output);
-  visit_floating(x.scalar_type(), [&](auto* type) {
+  const TensorView output_view(output);
+  visit_operands(dense, added, mean, rstd, weight, bias, scale, relu, [&](auto* type, const auto& in) {
     using Type = std::remove_pointer_t<decltype(type)>;
-    using Real = std::conditional_t<std::is_same_v<Type, double>, double, float>;
-    const Vector<Real> weights(weight, "weight", real, x.size(1), "(C), a number for each channel of x"),
-        biases(bias, "bias", real, x.size(1), "(C), a number for each channel of x"),
-        scales(scale, "scale", real, 1, "(1), a single number");
-    const NormOperands<Real> in{TensorView(dense),
-                                residual ? &residual_view : nullptr,
-                                mean.mutable_data_ptr<Real>(),
-                                rstd.mutable_data_ptr<Real>(),
-                                weights.data(),
-                                biases.data(),
-                                scales.data(),
-                                relu};
     StripSums strips(cut);
     run_steps(
         cut,
@@ -201,7 +214,8 @@ void merge_sums(const NormCut& cut, StripSums& strips, int64_t group) {
 
 // sums (3, C): the gradients of bias, weight and (summed by the caller) scale.
 template <class Real>
-void write_sums(const NormCut& cut, StripSums& strips, const NormOperands<Real>& in, Real* sums) {
+void write_sums(const NormCut& cut, StripSums& strips, const NormOperands<Real>& in, Tensor& to) {
+  Real* sums = to.mutable_data_ptr<Real>();
   const int64_t channels = cut.channels, batch = channels ? cut.groups * cut.lanes / channels : 0;
   const double scale = in.scale == nullptr ? 1.0 : *in.scale;
   for (int64_t c = 0; c < channels; ++c) {
@@ -236,29 +250,17 @@ std::tuple<Tensor, Tensor, Tensor> instance_norm_backward(
   }
   if (seen) check_companion(*residual, "residual", x, 0);
   const Tensor dense = readable(x, last), slopes = readable(grad, last),
-               added = seen ? readable(*residual, last) : x, means = torch::stable::contiguous(mean),
-               deviations = torch::stable::contiguous(rstd);
+               means = torch::stable::contiguous(mean), deviations = torch::stable::contiguous(rstd);
+  const std::optional<Tensor> added = seen ? std::optional(readable(*residual, last)) : std::nullopt;
   Tensor grad_x = new_map(x, last, x.size(2), x.size(3)),
          sums = torch::stable::new_empty(x, {3, x.size(1)}, real);
   Tensor kept = residual_gradient ? new_map(x, last, x.size(2), x.size(3)) : torch::stable::new_empty(x, {0});
   const NormCut cut(dense, last, padding);
-  const TensorView residual_view(added), grad_view(slopes), grad_x_view(grad_x);
+  const TensorView grad_view(slopes), grad_x_view(grad_x);
   const std::optional<TensorView> kept_view =
       residual_gradient ? std::optional(TensorView(kept)) : std::nullopt;
-  visit_floating(x.scalar_type(), [&](auto* type) {
+  visit_operands(dense, added, means, deviations, weight, bias, scale, relu, [&](auto* type, const auto& in) {
     using Type = std::remove_pointer_t<decltype(type)>;
-    using Real = std::conditional_t<std::is_same_v<Type, double>, double, float>;
-    const Vector<Real> weights(weight, "weight", real, x.size(1), "(C), a number for each channel of x"),
-        biases(bias, "bias", real, x.size(1), "(C), a number for each channel of x"),
-        scales(scale, "scale", real, 1, "(1), a single number");
-    const NormOperands<Real> in{TensorView(dense),
-                                seen ? &residual_view : nullptr,
-                                const_cast<Real*>(means.const_data_ptr<Real>()),
-                                const_cast<Real*>(deviations.const_data_ptr<Real>()),
-                                weights.data(),
-                                biases.data(),
-                                scales.data(),
-                                relu};
     StripSums strips(cut);
     run_steps(
         cut,
@@ -272,7 +274,7 @@ std::tuple<Tensor, Tensor, Tensor> instance_norm_backward(
           FASTINPAINT_DISPATCH(differentiate_strip<Type>, cut, in, grad_view, grad_x_view, group, row,
                                strips.first(group, 0), strips.second(group, 0));
         });
-    write_sums(cut, strips, in, sums.mutable_data_ptr<Real>());
+    write_sums(cut, strips, in, sums);
   });
   return {grad_x, sums, kept};
 }
