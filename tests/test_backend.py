@@ -113,6 +113,23 @@ def test_importing_the_package_loads_no_kernel():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_filling_loads_no_compiler():
+    """Importing what torch.compile needs takes almost as long as importing torch."""
+    code = (
+        "import sys, torch, fastinpaint as fi; fi.canny(torch.rand(1, 3, 16, 16)); "
+        "fi.Inpainter(fi.InpaintGenerator(2), 'cpu')(torch.rand(1, 3, 16, 16), torch.eye(16)[None, None] > 0); "
+        "assert 'torch._dynamo' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_compile_time_constants_are_marked_as_torch_marks_them():
+    def ours(): ...
+    def theirs(): ...
+
+    assert vars(_backend.compile_time_constant(ours)) == vars(torch.compiler.assume_constant_result(theirs)) != {}
+
+
 IMAGE = torch.linspace(-1, 1, 192).view(1, 3, 8, 8).sin()
 POINTS = [torch.linspace(-2, 2, 24).view(1, 6, 4).mul(k).cos() for k in (3, 5, 7)]
 MAPS = [torch.linspace(-3, 3, 384).view(1, 6, 8, 8).cos(), torch.linspace(-5, 5, 96).view(1, 6, 4, 4).sin()]

@@ -5,11 +5,12 @@ import functools
 import json
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch.autograd import forward_ad
@@ -21,6 +22,7 @@ _ORDER = {
     "cpu": ("native", "reference", "triton"),
     "meta": ("reference", "native", "triton"),
 }
+_Function = TypeVar("_Function", bound=Callable[..., object])
 _CHOSEN: ContextVar[str] = ContextVar("fastinpaint_backend", default="auto")
 
 
@@ -40,6 +42,16 @@ class BackendUnavailable(ValueError):
     def __str__(self) -> str:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in self.reasons.items())
         return f"{self.op}: backend {self.backend!r} cannot serve this call ({reasons})"
+
+
+def compile_time_constant(function: _Function) -> _Function:
+    """Let torch.compile call ``function`` once, while it traces, and keep what it returned.
+
+    It does what ``torch.compiler.assume_constant_result`` does, which imports all of torch.compile: that takes almost as
+    long as importing torch.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
 
 
 @contextlib.contextmanager
@@ -103,7 +115,7 @@ def has_native(op: str) -> bool:
     return NATIVE_ERROR is None and hasattr(torch.ops.fastinpaint, op)
 
 
-@torch.compiler.assume_constant_result
+@compile_time_constant
 def _inside_transform() -> bool:
     return torch._C._functorch.maybe_current_level() is not None or forward_ad._current_level >= 0
 
@@ -138,7 +150,7 @@ def _native_gap(op: str, device_type: str) -> str | None:
     return None
 
 
-@torch.compiler.assume_constant_result
+@compile_time_constant
 def _native_reason(op: str, device_types: tuple[str, ...]) -> str | None:
     if len(set(device_types)) != 1:
         return f"tensors lie on different devices: {', '.join(sorted(set(device_types)))}"
@@ -171,7 +183,7 @@ def _triton_gap(device_type: str, device_index: int | None, dtypes: tuple[torch.
     return None
 
 
-@torch.compiler.assume_constant_result
+@compile_time_constant
 def _triton_reason(devices: tuple[tuple[str, int | None], ...], dtypes: tuple[torch.dtype, ...]) -> str | None:
     if len(set(devices)) != 1:
         return "tensors lie on different devices"
@@ -212,7 +224,7 @@ def _first_able(op: str, candidates: tuple[tuple[str, str | None], ...]) -> str 
     return None
 
 
-@torch.compiler.assume_constant_result
+@compile_time_constant
 def _select(op: str, requested: str, candidates: tuple[tuple[str, str | None], ...]) -> str:
     requested = _CHOSEN.get() if requested == "auto" else requested
     default = os.environ.get("FASTINPAINT_BACKEND") or "auto"

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fastinpaint.ops._backend import has_native, native_reason, ranked, select
+from fastinpaint.ops._backend import compile_time_constant, has_native, native_reason, ranked, select
 from fastinpaint.ops._checks import check_dense, check_integer, check_number
 from fastinpaint.ops._registration import register_vmap
 from fastinpaint.reference import canny as reference
@@ -201,7 +201,7 @@ def _weights(sigma: float, sizes: Sequence[Sequence[int]] | None) -> tuple[float
     return _constant_weights(sigma, longest - 1)
 
 
-@torch.compiler.assume_constant_result
+@compile_time_constant
 def _constant_weights(sigma: float, reach: int | None) -> tuple[float, ...]:
     return gaussian_weights(float(sigma), reach)
 
