@@ -10,7 +10,7 @@ OP_TESTS := $(patsubst fastinpaint/ops/%.py,tests/test_%.py,$(filter-out fastinp
 # Without the compiled extension every `make` installs again: a compiler may have come.
 UNBUILT := $(if $(wildcard fastinpaint/_C.*so),,unbuilt)
 
-.PHONY: demo test test-isa wheel-check lock docs pictures dist wheels aarch64 sanitize soak fuzz kill lint format bench clean unbuilt
+.PHONY: demo test test-isa wheel-check lock docs pictures dist wheels aarch64 aot sanitize soak fuzz kill lint format bench clean unbuilt
 .DEFAULT_GOAL := help
 
 help:
@@ -52,6 +52,10 @@ test: $(STAMP)
 
 sanitize: $(STAMP)
 	$(BIN)/python -m tests.sanitize
+
+# The kernels for every GPU; `make test` compiles them for H100 alone.
+aot: $(STAMP)
+	FASTINPAINT_AOT=all $(BIN)/python -m pytest -n auto --dist loadscope tests/kernels/test_aot.py tests/test_canny_cuda.py -k "spill or recorded"
 
 soak: $(STAMP)
 	$(BIN)/python -m tests.helpers.painter_soak

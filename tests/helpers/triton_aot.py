@@ -3,7 +3,7 @@
 The launchers run with CPU tensors while a stand-in for Triton's driver names the target and every launch ends after
 compilation, so what is compiled is what a GPU would be given: the same specialisation, every tuning configuration.
 
-``python -m tests.helpers.triton_aot OUT.json [80 90 ...]`` writes the table for the installed Triton; with
+``python -m tests.helpers.triton_aot OUT.json [80 90 ...] [OPERATOR ...]`` writes the installed Triton's table; with
 ``tests/helpers/triton_resources.json`` as OUT it replaces the recorded one and keeps those of other versions.
 """
 
@@ -12,7 +12,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -184,8 +184,8 @@ CASES = {
 }
 
 
-def compile_all(capabilities: list[int]) -> Table:
-    """Compile all cases for the given compute capabilities."""
+def compile_all(capabilities: Iterable[int], operators: Iterable[str]) -> Table:
+    """Compile all cases of the given operators for the given compute capabilities."""
     table: Table = {}
     launch, tuned = JITFunction.run, TunedFamilies._launch
     where = ""
@@ -205,8 +205,8 @@ def compile_all(capabilities: list[int]) -> Table:
     try:
         for capability in capabilities:
             driver.set_active(_StandIn(capability))
-            for op, cases in CASES.items():
-                for case, run in cases():
+            for op in operators:
+                for case, run in CASES[op]():
                     where = f"{op} / {case}"
                     run()
     finally:
@@ -214,9 +214,11 @@ def compile_all(capabilities: list[int]) -> Table:
     return table
 
 
-def main(out: Path, capabilities: list[int]) -> None:
+def main(out: Path, chosen: list[str]) -> None:
+    capabilities = [int(word) for word in chosen if word.isdigit()] or list(SHARED_LIMITS)
+    operators = [word for word in chosen if not word.isdigit()] or list(CASES)
     recorded = json.loads(out.read_text()) if out.exists() else {}
-    recorded[triton.__version__] = compile_all(capabilities or list(SHARED_LIMITS))
+    recorded[triton.__version__] = compile_all(capabilities, operators)
     lines = (
         f'"{version}": {{\n' + ",\n".join(f'  "{k}": {v}' for k, v in sorted(recorded[version].items())) + "\n}"
         for version in sorted(recorded)
@@ -225,4 +227,4 @@ def main(out: Path, capabilities: list[int]) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), [int(capability) for capability in sys.argv[2:]])
+    main(Path(sys.argv[1]), sys.argv[2:])

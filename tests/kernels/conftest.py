@@ -4,6 +4,7 @@ Each module runs in interpreting pytest processes of its own. To pick single tes
 """
 
 import importlib.util
+import inspect
 import os
 import subprocess
 import sys
@@ -83,6 +84,18 @@ if INTERPRETING:
     def _masked_store(self, ptrs, value, mask, *rest, **options):
         return _store(self, ptrs, value, _boolean(mask), *rest, **options)
 
+    _patch_builtins, _builtins_of = interpreter._patch_builtin, {}
+
+    def _patch_builtins_once(package, builder, scope):
+        """Called for every function that a kernel calls, and then nearly always finds nothing left to patch."""
+        if package not in _builtins_of:
+            members = inspect.getmembers(package)
+            _builtins_of[package] = [name for name, member in members if interpreter.tl.core.is_builtin(member)]
+        names = _builtins_of[package]
+        if names and interpreter.tl.core.is_builtin(getattr(package, names[0])):
+            _patch_builtins(package, builder, scope)
+
+    interpreter._patch_builtin = _patch_builtins_once
     interpreter.InterpreterBuilder.create_masked_load = _masked_load
     interpreter.InterpreterBuilder.create_masked_store = _masked_store
     interpreter.InterpreterBuilder.create_dot = _dot_of_bfloat16
