@@ -47,8 +47,8 @@ class BackendUnavailable(ValueError):
 def compile_time_constant(function: _Function) -> _Function:
     """Let torch.compile call ``function`` once, while it traces, and keep what it returned.
 
-    It does what ``torch.compiler.assume_constant_result`` does, which imports all of torch.compile: that takes almost as
-    long as importing torch.
+    It does what ``torch.compiler.assume_constant_result`` does, which imports all of torch.compile: that takes almost
+    as long as importing torch.
     """
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return function
