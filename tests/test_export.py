@@ -30,10 +30,10 @@ ATTENTIONS = ("pooled", "patch")
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _two_residual_blocks():
+def _one_residual_block():
     """In place of eight, which are all alike: each takes its time to trace and to convert."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(generator_module, "RESIDUAL_BLOCKS", 2)
+        patch.setattr(generator_module, "RESIDUAL_BLOCKS", 1)
         yield
 
 
