@@ -564,7 +564,7 @@ class TestSmall:
     def test_preset_is_valid(self):
         small = TrainConfig.from_yaml(find_config("small"))
         dataclasses.replace(small, data="somewhere").validate()
-        assert small.losses.l1_hole and small.losses.structure and small.losses.adversarial
+        assert all((small.losses.l1_hole, small.losses.structure, small.losses.adversarial))
         assert sum(p.numel() for p in InpaintGenerator(small.base_channels).parameters()) * 2 < 8e6
         with pytest.raises(FileNotFoundError, match=r"no preset of this name: .*small"):
             find_config("smal")
