@@ -46,14 +46,14 @@ $(STAMP): $(VENV)/.created pyproject.toml $(NATIVE) $(UNBUILT)
 demo: $(STAMP)
 	$(BIN)/python -m fastinpaint demo
 
-# A worker for each core. A file stays in one worker: its tests share what they compiled or trained.
+# A worker for each core, and one. A file stays in one worker: its tests share what they compiled or trained.
 test: $(STAMP)
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder --durations=10
 
 sanitize: $(STAMP)
 	$(BIN)/python -m tests.sanitize
 
-# The kernels for every GPU; `make test` compiles them for H100 alone.
+# All kernels for every GPU; `make test` compiles two cases of each operator for H100.
 aot: $(STAMP)
 	FASTINPAINT_AOT=all $(BIN)/python -m pytest -n auto --dist loadscope tests/kernels/test_aot.py tests/test_canny_cuda.py -k "spill or recorded"
 

@@ -3,16 +3,18 @@
 The launchers run with CPU tensors while a stand-in for Triton's driver names the target and every launch ends after
 compilation, so what is compiled is what a GPU would be given: the same specialisation, every tuning configuration.
 
-``python -m tests.helpers.triton_aot OUT.json [80 90 ...] [OPERATOR ...]`` writes the installed Triton's table; with
-``tests/helpers/triton_resources.json`` as OUT it replaces the recorded one and keeps those of other versions.
+``python -m tests.helpers.triton_aot OUT.json [80 90 ...] [OPERATOR ...] [--first N]`` writes the table for the
+installed Triton, of the first N cases of each operator or of all; with ``tests/helpers/triton_resources.json`` as OUT it
+replaces the recorded one and keeps those of other versions.
 """
 
+import argparse
 import json
 import re
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -125,16 +127,6 @@ def _pooled_attention() -> Iterator[tuple[str, Callable[[], object]]]:
 def _patch_attention() -> Iterator[tuple[str, Callable[[], object]]]:
     from fastinpaint_kernels import patch_attention as kernels
 
-    for dtype in (torch.float32, torch.bfloat16):
-        for shape, size in (((1, 64, 16, 16), 3), ((1, 1, 128, 128), 1)):  # the second for its 4096 keys
-            features = torch.zeros(shape, dtype=dtype)
-
-            def run(features=features, size=size):
-                output, lse = kernels.patch_attention_forward(features, size, 2, 10.0, False)
-                kernels.patch_attention_backward(output, features, lse, size, 2, 10.0, False)
-
-            yield f"{str(dtype).removeprefix('torch.')} {' x '.join(map(str, shape))}", run
-
     for dtype, channels, side in ((torch.bfloat16, 64, 16), (torch.float16, 64, 16), (torch.bfloat16, 32, 15)):
         if driver.active.capability != 90:
             continue
@@ -144,6 +136,16 @@ def _patch_attention() -> Iterator[tuple[str, Callable[[], object]]]:
             kernels.patch_attention_forward(features, 3, 2, 10.0, False, path="flash")
 
         yield f"flash, {str(dtype).removeprefix('torch.')} {channels} x {side} x {side}", run
+
+    for dtype in (torch.float32, torch.bfloat16):
+        for shape, size in (((1, 64, 16, 16), 3), ((1, 1, 128, 128), 1)):  # the second for its 4096 keys
+            features = torch.zeros(shape, dtype=dtype)
+
+            def run(features=features, size=size):
+                output, lse = kernels.patch_attention_forward(features, size, 2, 10.0, False)
+                kernels.patch_attention_backward(output, features, lse, size, 2, 10.0, False)
+
+            yield f"{str(dtype).removeprefix('torch.')} {' x '.join(map(str, shape))}", run
 
 
 def _instance_norm() -> Iterator[tuple[str, Callable[[], object]]]:
@@ -184,8 +186,8 @@ CASES = {
 }
 
 
-def compile_all(capabilities: Iterable[int], operators: Iterable[str]) -> Table:
-    """Compile all cases of the given operators for the given compute capabilities."""
+def compile_all(capabilities: Iterable[int], operators: Iterable[str], first: int | None = None) -> Table:
+    """Compile the first or all cases of the given operators for the given compute capabilities."""
     table: Table = {}
     launch, tuned = JITFunction.run, TunedFamilies._launch
     where = ""
@@ -206,7 +208,7 @@ def compile_all(capabilities: Iterable[int], operators: Iterable[str]) -> Table:
         for capability in capabilities:
             driver.set_active(_StandIn(capability))
             for op in operators:
-                for case, run in CASES[op]():
+                for case, run in islice(CASES[op](), first):
                     where = f"{op} / {case}"
                     run()
     finally:
@@ -214,11 +216,17 @@ def compile_all(capabilities: Iterable[int], operators: Iterable[str]) -> Table:
     return table
 
 
-def main(out: Path, chosen: list[str]) -> None:
-    capabilities = [int(word) for word in chosen if word.isdigit()] or list(SHARED_LIMITS)
-    operators = [word for word in chosen if not word.isdigit()] or list(CASES)
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("out", type=Path)
+    parser.add_argument("chosen", nargs="*")
+    parser.add_argument("--first", type=int)
+    options = parser.parse_args()
+    out = options.out
+    capabilities = [int(word) for word in options.chosen if word.isdigit()] or list(SHARED_LIMITS)
+    operators = [word for word in options.chosen if not word.isdigit()] or list(CASES)
     recorded = json.loads(out.read_text()) if out.exists() else {}
-    recorded[triton.__version__] = compile_all(capabilities, operators)
+    recorded[triton.__version__] = compile_all(capabilities, operators, options.first)
     lines = (
         f'"{version}": {{\n' + ",\n".join(f'  "{k}": {v}' for k, v in sorted(recorded[version].items())) + "\n}"
         for version in sorted(recorded)
@@ -227,4 +235,4 @@ def main(out: Path, chosen: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2:])
+    main()
