@@ -4,8 +4,8 @@ The launchers run with CPU tensors while a stand-in for Triton's driver names th
 compilation, so what is compiled is what a GPU would be given: the same specialisation, every tuning configuration.
 
 ``python -m tests.helpers.triton_aot OUT.json [80 90 ...] [OPERATOR ...] [--first N]`` writes the table for the
-installed Triton, of the first N cases of each operator or of all; with ``tests/helpers/triton_resources.json`` as OUT it
-replaces the recorded one and keeps those of other versions.
+installed Triton, of the first N cases of each operator or of all; with ``tests/helpers/triton_resources.json`` as OUT
+it replaces the recorded one and keeps those of other versions.
 """
 
 import argparse
