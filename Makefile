@@ -46,7 +46,7 @@ $(STAMP): $(VENV)/.created pyproject.toml $(NATIVE) $(UNBUILT)
 demo: $(STAMP)
 	$(BIN)/python -m fastinpaint demo
 
-# A worker for each core, and one. A file stays in one worker: its tests share what they compiled or trained.
+# A worker for each core. A file stays in one worker: its tests share what they compiled or trained.
 test: $(STAMP)
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder --durations=10
 

@@ -38,12 +38,9 @@ LONGEST = [
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers():
-    """``-n auto`` is a worker for each core that this process may use, and one for while others wait.
-
-    With psutil it would count physical cores.
-    """
+    """``-n auto`` is a worker for each core that this process may use; with psutil it would count physical cores."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores + 1, MOST_WORKERS)
+    return min(cores, MOST_WORKERS)
 
 
 def pytest_collection_modifyitems(items):
