@@ -36,7 +36,7 @@ def _check(inputs, tolerance=None):
 
 
 @pytest.mark.parametrize("widths", [(4, 4), (1, 3), (16, 16), (33, 64)])
-@pytest.mark.parametrize("sizes", [(1, 70, 130), (2, 3, 1), (1, 128, 64)])
+@pytest.mark.parametrize("sizes", [(2, 70, 130), (1, 3, 1), (1, 128, 64)])
 def test_equals_the_reference(sizes, widths):
     _check(_inputs(*sizes, *widths))
 
@@ -147,7 +147,7 @@ def test_any_share_of_the_scores_may_be_polynomial(eighths, monkeypatch):
 
 
 SAMPLE = {torch.float32: 64, torch.bfloat16: 128}  # keys that the first guess of the largest logit looks at
-FAR = [-1e4, torch.finfo(torch.float32).min, -float("inf")]
+FAR = [-1e4, -1e6, -1e9, torch.finfo(torch.float32).min, -float("inf")]
 
 
 @pytest.mark.parametrize(
