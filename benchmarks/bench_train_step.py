@@ -21,6 +21,7 @@ from benchmarks.bench_generator import drawn_generator, reference_backend
 from benchmarks.machine import Work
 from benchmarks.results import GRAPH
 from benchmarks.suite import Benchmark, Case, Competitors, Run
+from fastinpaint.inference.precision import layout_on
 from fastinpaint.losses.objective import InpaintObjective, LossWeights, edge_pyramid
 from fastinpaint.models.discriminator import PatchDiscriminator
 from fastinpaint.models.generator import GeneratorOutput
@@ -128,6 +129,11 @@ def make_train_step(setting: Setting, *, channels_last: bool, **options: Any) ->
     )
 
 
+def _channels_last(device: str) -> bool:
+    """Whether training stores activations channels-last by default."""
+    return layout_on(torch.device(device)) is torch.channels_last
+
+
 def _canny(image: Tensor, *, sigma: float, mask: Tensor | None = None) -> Tensor:
     """``fastinpaint.canny`` of RGB images by scikit-image, one after the other."""
     from skimage.color import rgb2gray
@@ -193,7 +199,7 @@ def _steps(setting: Setting) -> Competitors:
         return run
 
     calls: dict[str, Run | str] = {
-        "ours": step(lambda: make_train_step(setting, channels_last=cuda)),
+        "ours": step(lambda: make_train_step(setting, channels_last=_channels_last(setting.device))),
         "eager": step(lambda: make_train_step(setting, channels_last=False), reference_backend if cuda else eager_step),
     }
     if cuda and "cuda_graph" in inspect.signature(TrainStep.__init__).parameters:
@@ -212,7 +218,7 @@ def _parts(setting: Setting, part: str) -> Competitors:
         return call
 
     return {
-        "ours": run(_part(_workshop(setting, setting.device == "cuda"), part), nullcontext),
+        "ours": run(_part(_workshop(setting, _channels_last(setting.device)), part), nullcontext),
         "eager": run(_part(_workshop(setting, False), part), reference_backend),
     }
 
@@ -323,7 +329,7 @@ BENCHMARK = Benchmark(
     reference=("eager", "ours"),
     tolerance=tolerance,
     notes=(
-        "Ours is channels-last on CUDA, eager contiguous by the reference backends, on a CPU with Canny by "
+        "Ours is channels-last, eager contiguous by the reference backends, on a CPU with Canny by "
         "scikit-image where that is installed; attention's gamma is 1. bfloat16 is autocast; float32 convolutions may "
         "use TensorFloat-32, as torch has it by default.",
         "The terms of the first step are compared, not the gradients of whole networks. Losses: forward and backward "

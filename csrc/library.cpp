@@ -32,6 +32,8 @@ STABLE_TORCH_LIBRARY(fastinpaint, m) {
       "instance_norm_backward(Tensor grad, Tensor x, Tensor mean, Tensor rstd, Tensor? weight, Tensor? bias, "
       "Tensor? residual, Tensor? scale, bool relu, int padding, bool residual_gradient) -> (Tensor grad_x, "
       "Tensor sums, Tensor grad_residual)");
+  m.def("conv2d(Tensor x, Tensor weight, Tensor? bias, int padding, int dilation, bool relu) -> Tensor");
+  m.def("conv2d_backward(Tensor grad, Tensor weight, int padding, int dilation) -> Tensor");
   m.def("sobel_edges(Tensor image) -> Tensor");
   m.def("sobel_edges_backward(Tensor gradients) -> Tensor");
   m.def("edge_priority(Tensor edges, int kernel_size, float sigma, int iterations) -> Tensor");

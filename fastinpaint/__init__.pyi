@@ -15,6 +15,7 @@ from .ops._backend import use_backend as use_backend
 from .ops.canny import canny as canny
 from .ops.canny import canny_pyramid as canny_pyramid
 from .ops.canny import rgb_to_gray as rgb_to_gray
+from .ops.conv2d import conv2d as conv2d
 from .ops.edge_priority import edge_priority as edge_priority
 from .ops.instance_norm import instance_norm as instance_norm
 from .ops.patch_attention import patch_attention as patch_attention

@@ -119,6 +119,7 @@ def _calls(device: torch.device) -> dict[str, Callable[[str], object]]:
     import torch
 
     from fastinpaint.ops.canny import canny
+    from fastinpaint.ops.conv2d import conv2d
     from fastinpaint.ops.edge_priority import edge_priority
     from fastinpaint.ops.instance_norm import instance_norm
     from fastinpaint.ops.patch_attention import patch_attention
@@ -127,6 +128,7 @@ def _calls(device: torch.device) -> dict[str, Callable[[str], object]]:
     from fastinpaint.ops.structure_loss import pyramid_structure_loss
 
     image = torch.rand(1, 3, 16, 16, device=device)
+    features = torch.rand(16, 16, 4, 4, device=device)
     points, maps = torch.rand(1, 8, 4, device=device), torch.rand(1, 6, 16, 16, device=device)
     return {
         "canny": lambda backend: canny(image, backend=backend),
@@ -136,6 +138,7 @@ def _calls(device: torch.device) -> dict[str, Callable[[str], object]]:
         "pooled_attention": lambda backend: pooled_attention(points, points, points, backend=backend),
         "patch_attention": lambda backend: patch_attention(image, backend=backend),
         "instance_norm": lambda backend: instance_norm(image, None, None, backend=backend),
+        "conv2d": lambda backend: conv2d(features, features[:, :, :3, :3], backend=backend),
     }
 
 

@@ -23,8 +23,8 @@ from fastinpaint.ops import _backend
 
 assert _backend.NATIVE_ERROR is None, _backend.NATIVE_ERROR
 torch.manual_seed(0)
-leaves = image, maps, points = [
-    torch.rand(size, requires_grad=True) for size in ((1, 3, 32, 32), (1, 6, 16, 16), (1, 20, 4))
+leaves = image, maps, points, wide = [
+    torch.rand(size, requires_grad=True) for size in ((1, 3, 32, 32), (1, 6, 16, 16), (1, 20, 4), (32, 32, 6, 6))
 ]
 calls = {
     "canny": lambda b: fi.canny(image.detach(), backend=b),
@@ -34,6 +34,7 @@ calls = {
     "pyramid_structure_loss": lambda b: fi.pyramid_structure_loss(image.detach(), [maps], backend=b),
     "pooled_attention": lambda b: fi.pooled_attention(points, points, points, backend=b),
     "patch_attention": lambda b: fi.patch_attention(image, backend=b),
+    "conv2d": lambda b: fi.conv2d(wide, wide[:, :, :3, :3], padding=1, relu=True, backend=b),
     "instance_norm": lambda b: fi.instance_norm(image, None, None, relu=True, padding=1, backend=b),
 }
 for name, call in calls.items():

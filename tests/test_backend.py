@@ -134,10 +134,13 @@ IMAGE = torch.linspace(-1, 1, 192).view(1, 3, 8, 8).sin()
 POINTS = [torch.linspace(-2, 2, 24).view(1, 6, 4).mul(k).cos() for k in (3, 5, 7)]
 MAPS = [torch.linspace(-3, 3, 384).view(1, 6, 8, 8).cos(), torch.linspace(-5, 5, 96).view(1, 6, 4, 4).sin()]
 EDGES = [IMAGE[:, :1] > 0, IMAGE[:, :1, ::2, ::2] > 0]
+FEATURES = torch.linspace(-4, 4, 2048).view(1, 32, 8, 8).sin()
+TAPS = torch.linspace(-2, 2, 32 * 32 * 9).view(32, 32, 3, 3).cos() / 17
 DIFFERENTIABLE = {
     "sobel_edges": (fi.sobel_edges, [IMAGE]),
     "edge_priority": (fi.edge_priority, [IMAGE[:, :1]]),
     "instance_norm": (lambda x, **options: fi.instance_norm(x, None, None, **options), [IMAGE]),
+    "conv2d": (fi.conv2d, [FEATURES, TAPS]),
     "pooled_attention": (fi.pooled_attention, POINTS),
     "patch_attention": (fi.patch_attention, [IMAGE]),
     "pyramid_structure_loss": (
@@ -145,7 +148,7 @@ DIFFERENTIABLE = {
         MAPS,
     ),
 }
-KERNELS = sorted(set(DIFFERENTIABLE) - {"instance_norm"})
+KERNELS = sorted(set(DIFFERENTIABLE) - {"instance_norm", "conv2d"})
 needs_native = pytest.mark.skipif(_backend.NATIVE_ERROR is not None, reason=str(_backend.NATIVE_ERROR))
 
 
@@ -279,11 +282,11 @@ def test_meta_tensors_give_shapes_of_edges(option):
     assert fi.pyramid_structure_loss(image, [x.to("meta") for x in MAPS]).is_meta
 
 
-FEATURES = torch.zeros(1, 2, 6, 6)
 NUMBERS = {
     "edge_priority": (lambda **o: fi.edge_priority(FEATURES[:, :1], **o), ("kernel_size", "iterations"), ("sigma",)),
     "patch_attention": (lambda **o: fi.patch_attention(FEATURES, **o), ("kernel_size", "stride"), ("softmax_scale",)),
     "instance_norm": (lambda **o: fi.instance_norm(FEATURES, None, None, **o), ("padding",), ("eps",)),
+    "conv2d": (lambda **o: fi.conv2d(FEATURES, TAPS, **o), ("stride", "padding", "dilation"), ()),
     "canny": (lambda **o: fi.canny(FEATURES[:, :1], **o), (), ("sigma", "low_threshold", "high_threshold", "cval")),
     "canny_pyramid": (lambda **o: fi.canny_pyramid(FEATURES[:, :1], **o), (), ("sigma", "low_threshold")),
     "pyramid_structure_loss": (

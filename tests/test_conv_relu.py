@@ -44,19 +44,15 @@ def test_value_and_gradient_are_those_of_the_two_layers(fused, monkeypatch):
     assert convolution.weight.grad is None
 
 
-def test_vgg_is_the_same_and_leaves_no_relu_to_run(fused, monkeypatch):
+def test_vgg_is_the_same(fused, monkeypatch):
     features = VGG19Features().to(memory_format=torch.channels_last)
     image = torch.randn(1, 3, 32, 32).requires_grad_()
-    ran = []
-    for layer in features.features:
-        if isinstance(layer, (nn.Conv2d, nn.ReLU)):
-            layer.register_forward_hook(lambda *_: ran.append(1))
     maps = features(image)
-    assert not ran
     assert set(fused) == {torch.bfloat16}
+    called = len(fused)
     monkeypatch.setattr(conv_relu, "_half", lambda x: None)
     wanted = features(image)
-    assert len(ran) == 26
+    assert len(fused) == called
     for a, b in zip(maps, wanted, strict=True):
         assert a.dtype == torch.bfloat16
         assert (a - b).norm() < 0.05 * b.norm()

@@ -22,7 +22,7 @@ def test_every_operator_has_its_reference_and_a_reason_for_the_rest(facts):
     names = {name.split()[0] for name in facts["operators"]}
     assert names == {
         "canny", "sobel_edges", "edge_priority", "structure_loss", "pooled_attention", "patch_attention",
-        "instance_norm",
+        "instance_norm", "conv2d",
     }  # fmt: skip
     for backends in facts["operators"].values():
         assert list(backends) == ["triton", "native", "reference"]

@@ -1,4 +1,5 @@
 import dataclasses
+from unittest import mock
 
 import pytest
 import torch
@@ -7,8 +8,8 @@ from fastinpaint.losses import adversarial
 from fastinpaint.losses.matching import matching_loss
 from fastinpaint.losses.objective import InpaintObjective, LossWeights
 from fastinpaint.losses.perceptual import (
-    _BFloat16Gram,
     _BFloat16SquaredDifference,
+    _Gram,
     content_loss,
     gram_matrix,
     style_loss,
@@ -17,6 +18,7 @@ from fastinpaint.losses.pixel import masked_l1, total_variation
 from fastinpaint.models.discriminator import PatchDiscriminator
 from fastinpaint.models.generator import GeneratorOutput
 from fastinpaint.models.vgg import VGG19Features
+from fastinpaint.ops.conv2d import conv2d
 from tests.golden_data import golden, golden_vgg, nchw, relative_error
 from tests.helpers.tolerances import TOLERANCES
 
@@ -78,12 +80,15 @@ def test_matching_against_the_original():
 def nudged(features, image, layer, unit, value):
     """Maps of ``image`` with one unit in front of a ReLU set to ``value``, gradient unchanged."""
 
-    def nudge(module, args, output):
-        change = torch.zeros_like(output)
-        change[unit] = value - output.detach()[unit]
-        return output + change
+    def convolve(x, weight, bias, relu, **options):
+        output = conv2d(x, weight, bias, **options)
+        if weight is features.features[layer].weight:
+            change = torch.zeros_like(output)
+            change[unit] = value - output.detach()[unit]
+            output = output + change
+        return output.relu()
 
-    with features.features[layer].register_forward_hook(nudge):
+    with mock.patch("fastinpaint.models.vgg.conv2d", convolve):
         return features(image)
 
 
@@ -270,13 +275,23 @@ def test_bfloat16_gram_has_the_values_and_gradients_of_float32(layout):
     (wanted * weight).sum().backward()
     flat = features.flatten(2).requires_grad_()
     assert flat.data_ptr() == features.data_ptr()
-    found = _BFloat16Gram.apply(flat)
+    found = _Gram.apply(flat)
     (found * weight.float()).sum().backward()
     assert found.dtype == torch.float32
     torch.testing.assert_close(found.double(), wanted.detach(), rtol=1e-5, atol=1e-5)  # sums of exact products
     error = (flat.grad.double() - exact.grad).norm() / exact.grad.norm()
     assert error < 2**-8  # the gradient of the matrix and the result are rounded to 2^-9 each
     assert flat.grad.stride() == flat.stride()
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_derivatives_of_gram_matrices(layout):
+    features = torch.randn(2, 3, 2, 4, dtype=torch.float64).to(memory_format=layout).requires_grad_()
+    assert torch.autograd.gradcheck(gram_matrix, features, check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(gram_matrix, features)
+    with torch.no_grad():
+        mapped = torch.func.vmap(gram_matrix)(features[:, None])
+        assert torch.equal(mapped[:, 0], gram_matrix(features))
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])

@@ -25,6 +25,7 @@ def _cases():
         yield fi.sobel_edges, [image]
         yield fi.edge_priority, [image[:, :1]]
         yield _structure_loss, [image, torch.randn(2, 6, size, size), torch.randn(2, 6, size // 2, size // 3)]
+        yield fi.conv2d, [torch.randn(2, 16, size, size), torch.randn(48, 16, 3, 3) / 12, torch.randn(48)]
         yield _norm, [torch.randn(2, 4, size, size), torch.randn(4), torch.randn(4)]
         yield fi.pooled_attention, [torch.randn(2, count, 8) for count in (8 * size, size, size)]
         yield fi.patch_attention, [torch.randn(1, 4, size // 4, size // 2)]

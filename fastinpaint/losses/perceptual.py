@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fastinpaint.ops._checks import at_least_float32
@@ -20,32 +21,46 @@ def gram_matrix(features: Tensor) -> Tensor:
     """
     with torch.autocast(features.device.type, enabled=False):
         count = features[0].numel()
-        if features.is_cuda and features.dtype == torch.bfloat16:
-            return _BFloat16Gram.apply(features.flatten(2)) / count
-        flat = at_least_float32(features).flatten(2)  # (B, C, HW)
-        return flat @ flat.transpose(1, 2) / count
+        half = features.is_cuda and features.dtype == torch.bfloat16
+        gram: Tensor = _Gram.apply((features if half else at_least_float32(features)).flatten(2))
+        return gram / count
 
 
-class _BFloat16Gram(torch.autograd.Function):
-    """(B, C, N) bfloat16 -> (B, C, C) float32: a product of each sample with its transpose."""
+class _Gram(torch.autograd.Function):
+    """(B, C, N) -> (B, C, C), a product of each sample with its transpose; of bfloat16 in float32.
+
+    d/dF of F F^T is (G + G^T) F, one product where autograd would take two.
+    """
+
+    generate_vmap_rule = True
 
     @staticmethod
-    def forward(ctx: Any, flat: Tensor) -> Tensor:
-        """Multiply in bfloat16, sum in float32."""
-        ctx.save_for_backward(flat)
+    def forward(flat: Tensor) -> Tensor:
         transposed = flat.transpose(1, 2)
+        if flat.dtype != torch.bfloat16:
+            return flat @ transposed
         if flat.is_cuda:
             return torch.bmm(flat, transposed, out_dtype=torch.float32)
         return flat.float() @ transposed.float()  # for tests: CPUs have no such product
 
     @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        """d/dF of F F^T is (G + G^T) F."""
         (flat,) = ctx.saved_tensors
         both = (gradient + gradient.transpose(1, 2)).to(flat.dtype)
         if flat.stride(1) == 1:  # channels-last, and so is the gradient then
             return (flat.transpose(1, 2) @ both).transpose(1, 2)
         return both @ flat
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor) -> Tensor:
+        (flat,) = ctx.saved_tensors
+        half = tangent @ flat.transpose(1, 2)
+        return half + half.transpose(1, 2)
 
 
 def content_loss(features: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
@@ -67,7 +82,7 @@ def _mean_squared_difference(maps: Tensor, target: Tensor) -> Tensor:
         if maps.is_cuda and maps.dtype == target.dtype == torch.bfloat16 and not target.requires_grad:
             return _BFloat16SquaredDifference.apply(maps, target) / maps.numel()
         parts = at_least_float32(maps).unflatten(0, (-1, target.shape[0]))  # (k, B, C, H, W)
-        return (parts - at_least_float32(target)).square().mean()
+        return F.mse_loss(parts, at_least_float32(target).expand_as(parts))
 
 
 class _BFloat16SquaredDifference(torch.autograd.Function):

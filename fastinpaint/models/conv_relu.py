@@ -14,7 +14,7 @@ _TOLERANCE = 2**-6  # of the largest value; the plain path rounds to 2^-9 twice 
 
 
 def conv_relu(x: Tensor, convolution: nn.Conv2d) -> Tensor | None:
-    """relu(convolution(x)) by one kernel, or None where there is none: then run the two layers.
+    """relu(convolution(x)) by one kernel, or None where there is none.
 
     There is one for frozen weights on CUDA in bfloat16 or float16, as given or by autocast. The first call of each
     shape is compared with the two layers; where cuDNN refuses or differs, they are run from then on. While a CUDA

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastinpaint.ops.conv2d import conv2d
 from fastinpaint.ops.instance_norm import instance_norm
 from fastinpaint.ops.patch_attention import patch_attention
 from fastinpaint.ops.pooled_attention import pooled_attention
@@ -34,12 +35,22 @@ def _without_bias(x: Tensor) -> bool:
     return x.is_cuda
 
 
-class _NormedConv2d(nn.Conv2d):
+class _Conv2d(nn.Conv2d):
+    """``torch.nn.Conv2d`` by ``conv2d``, with the same stride, padding and dilation on both axes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._convolve(x, self.bias)
+
+    def _convolve(self, x: Tensor, bias: Tensor | None, relu: bool = False) -> Tensor:
+        stride, padding, dilation = self.stride[0], int(self.padding[0]), self.dilation[0]
+        return conv2d(x, self.weight, bias, stride=stride, padding=padding, dilation=dilation, relu=relu)
+
+
+class _NormedConv2d(_Conv2d):
     """A convolution in front of a norm; its bias keeps converted weights whole and gets no gradient on CUDA."""
 
     def forward(self, x: Tensor) -> Tensor:
-        bias = None if _without_bias(x) else self.bias
-        return F.conv2d(x, self.weight, bias, self.stride, self.padding, self.dilation)
+        return self._convolve(x, None if _without_bias(x) else self.bias)
 
 
 class _NormedConvTranspose2d(nn.ConvTranspose2d):
@@ -114,7 +125,7 @@ class ConvNorm(nn.Module):
     ) -> None:
         super().__init__()
         self.padding = rate * (kernel_size - 1) // 2
-        convolution = _NormedConv2d if norm else nn.Conv2d
+        convolution = _NormedConv2d if norm else _Conv2d
         self.convolution = convolution(in_channels, out_channels, kernel_size, stride, dilation=rate)
         self.norm = nn.InstanceNorm2d(out_channels, NORM_EPS, affine=True) if norm else None
         self.relu = relu
@@ -250,7 +261,7 @@ class PatchAttention(nn.Module):
         self.down = ConvNorm(channels, channels, 3, stride=2) if down_scale else None
         self.up = UpConvNorm(channels, channels, 3) if down_scale else None
         self.gamma = nn.Parameter(torch.zeros(1))
-        self.out = nn.Conv2d(channels, channels, 3, padding=1)
+        self.out = _Conv2d(channels, channels, 3, padding=1)
         init_convolution(self.out)
 
     def forward(self, x: Tensor, *, padded: bool = False, padding: int = 0) -> Tensor:

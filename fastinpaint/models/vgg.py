@@ -11,6 +11,7 @@ from fastinpaint.checkpoint.weights import load_safetensors
 from fastinpaint.files import PathLike, require_file
 from fastinpaint.models.conv_relu import conv_relu
 from fastinpaint.models.pretrained import load_exactly
+from fastinpaint.ops.conv2d import conv2d
 
 # Up to conv5_1, the deepest layer that the loss reads: (convolutions, width) of each block.
 BLOCKS = ((2, 64), (2, 128), (4, 256), (4, 512), (1, 512))
@@ -54,13 +55,13 @@ class VGG19Features(nn.Module):
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """(B, 3, H, W) in [-1, 1] -> five feature maps, shallow to deep."""
         maps = []
-        x, activated = image, None  # by the convolution already
+        x = image
         for index, layer in enumerate(self.features):
-            if isinstance(layer, nn.ReLU) and activated is not None:
-                x = activated
-            else:
-                activated = conv_relu(x, layer) if isinstance(layer, nn.Conv2d) else None
-                x = layer(x) if activated is None else x
+            if isinstance(layer, nn.Conv2d):  # and its ReLU
+                activated = conv_relu(x, layer)
+                x = conv2d(x, layer.weight, layer.bias, padding=1, relu=True) if activated is None else activated
+            elif isinstance(layer, nn.MaxPool2d):
+                x = layer(x)
             if index in TAPS:
                 maps.append(x)
         return tuple(maps)

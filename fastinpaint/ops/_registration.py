@@ -16,6 +16,7 @@ def register(
     setup_context: Callable[..., None] | None = None,
     backward_fake: Callable[..., Any] | None = None,
     backward_of_backward: Callable[..., Any] | None = None,
+    setup_backward_context: Callable[..., None] | None = None,
     public_name: str | None = None,
 ) -> None:
     """Tell torch about ``namespace::op``, and about ``namespace::op_backward`` where its gradient calls that.
@@ -28,6 +29,7 @@ def register(
         setup_context: What the gradient keeps, if anything; see ``torch.library.register_autograd``.
         backward_fake: As ``fake``, of the backward operator; None where there is no such operator.
         backward_of_backward: As ``backward``, of the backward operator; None: second derivatives are an error.
+        setup_backward_context: As ``setup_context``, of the backward operator.
         public_name: Name of the operator in messages, where it is not ``op``.
     """
     forward = f"{namespace}::{op}"
@@ -39,7 +41,7 @@ def register(
         if backward_of_backward is not None:
             second = partial(backward_of_backward, namespace)
         torch.library.register_fake(f"{forward}_backward", backward_fake)
-        torch.library.register_autograd(f"{forward}_backward", second)
+        torch.library.register_autograd(f"{forward}_backward", second, setup_context=setup_backward_context)
         register_vmap(f"{forward}_backward")
 
 

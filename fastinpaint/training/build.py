@@ -7,6 +7,7 @@ import logging
 
 import torch
 
+from fastinpaint.inference.precision import layout_on
 from fastinpaint.losses.objective import InpaintObjective, LossWeights
 from fastinpaint.models.discriminator import PatchDiscriminator
 from fastinpaint.models.generator import InpaintGenerator
@@ -21,7 +22,7 @@ logger = logging.getLogger(__name__)
 def build_train_step(config: TrainConfig, ranks: Ranks) -> TrainStep:
     """Build what the options ask for, with weights drawn from ``config.seed``."""
     device = ranks.device
-    cuda = device.type == "cuda"
+    cuda, last = device.type == "cuda", layout_on(device) is torch.channels_last
     if cuda:
         torch.backends.cudnn.benchmark = True  # shapes are fixed
     torch.manual_seed(config.seed)
@@ -45,7 +46,7 @@ def build_train_step(config: TrainConfig, ranks: Ranks) -> TrainStep:
         clip=config.clip,
         ema=config.ema,
         precision=torch.bfloat16 if half else torch.float32,
-        channels_last=cuda if config.channels_last is None else config.channels_last,
+        channels_last=last if config.channels_last is None else config.channels_last,
         compile=config.compile,
         known_pixels_only=config.known_pixels_only,
         cuda_graph=cuda

@@ -96,7 +96,9 @@ class TrainConfig:
     checkpoint_activations: bool = option(
         False, "recompute the generator's activations in the backward pass: less memory, more time"
     )
-    channels_last: bool | None = option(None, "store activations channels-last; null: on CUDA")
+    channels_last: bool | None = option(
+        None, "store activations channels-last; null: unless there is no compiled extension"
+    )
     cuda_graph: Literal["auto", "on", "off"] = option("auto", "replay each update as one CUDA graph; auto: on CUDA")
     compile: bool = option(False, "run the generator through torch.compile")
     workers: int = option(2, "processes that read images; 0: the training process; -1: one for each core but one")

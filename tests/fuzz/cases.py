@@ -198,6 +198,10 @@ def operator(rng: Rng, folder: Path) -> None:
             (tensor(batch, channels, height, width), tensor(channels), tensor(channels), option(1e-6)),
             {"padding": option(0), "relu": bool(rng.random() < 0.5)},
         ),
+        "conv2d": lambda: (
+            (tensor(batch, 16, height, width), tensor(64, 16, 3, 3), tensor(64)),
+            {"padding": option(1), "dilation": option(1), "stride": option(1), "relu": bool(rng.random() < 0.5)},
+        ),
         "pyramid_structure_loss": lambda: (
             (tensor(batch, 3, 2 * height, 2 * width), [tensor(batch, 6, height, width)]),
             {"sigma": option(1.5)},
