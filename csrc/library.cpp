@@ -34,6 +34,7 @@ STABLE_TORCH_LIBRARY(fastinpaint, m) {
       "Tensor sums, Tensor grad_residual)");
   m.def("conv2d(Tensor x, Tensor weight, Tensor? bias, int padding, int dilation, bool relu) -> Tensor");
   m.def("conv2d_backward(Tensor grad, Tensor weight, int padding, int dilation) -> Tensor");
+  m.def("conv2d_weight_backward(Tensor grad, Tensor x, Tensor weight, int padding, int dilation) -> Tensor");
   m.def("sobel_edges(Tensor image) -> Tensor");
   m.def("sobel_edges_backward(Tensor gradients) -> Tensor");
   m.def("edge_priority(Tensor edges, int kernel_size, float sigma, int iterations) -> Tensor");

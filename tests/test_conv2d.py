@@ -63,6 +63,16 @@ def test_native_equals_float64(shape, outer, kernel, padding, dilation, relu, la
 
 
 @native_only
+def test_native_of_no_images():
+    tensors = _operands((0, 16, 9, 10), 32, 3)
+    result, grad_x, grad_weight, grad_bias = _outcome(tensors, torch.zeros(0, 32, 9, 10), "native", padding=1)
+    assert result.shape == (0, 32, 9, 10)
+    assert grad_x.shape == (0, 16, 9, 10)
+    assert not grad_weight.any()
+    assert not grad_bias.any()
+
+
+@native_only
 @given(
     st.integers(0, 2),
     st.sampled_from([16, 48]),
@@ -159,6 +169,7 @@ def test_native_opcheck(layout):
     grad = torch.randn(2, 32, 4, 5).to(memory_format=layout).requires_grad_()
     torch.library.opcheck(backward, (grad, weight, 0, 1))
     torch.library.opcheck(backward, (grad, weight, 1, 2))
+    torch.library.opcheck(torch.ops.fastinpaint.conv2d_weight_backward.default, (grad, x, weight, 0, 1))
 
 
 @native_only

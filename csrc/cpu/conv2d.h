@@ -8,10 +8,12 @@
 
 namespace fastinpaint {
 
-struct PackedWeightMemory;     // weights, for all threads
-struct WinogradInputMemory;    // transformed tiles, for all threads
-struct WinogradWeightMemory;   // transformed weights of one task
-struct WinogradProductMemory;  // products of one task
+struct PackedWeightMemory;      // weights, for all threads
+struct WinogradInputMemory;     // transformed tiles, for all threads
+struct WinogradWeightMemory;    // transformed weights of one task
+struct WinogradProductMemory;   // products of one task
+struct WinogradGradientMemory;  // transformed tiles of the gradient, for all threads
+struct WinogradPairMemory;      // products of all pairs of channels, for all threads
 
 // A kernel of k x k pixels (3 or 5) makes outputs x outputs pixels (4 or 2) of 6 x 6 pixels of the input with
 // 36 products a pair of channels. A dilated kernel does so on every dilation-th pixel.
@@ -27,7 +29,7 @@ struct WinogradPlan {
   int64_t block;                               // tiles that are transformed before their products are taken
 
   static constexpr int64_t kInputFloats =
-      512 * 1024;                        // transformed tiles at a time: a part of the last cache
+      1024 * 1024;                       // transformed tiles at a time: a part of the last cache
   static constexpr int64_t kTiles = 48;  // of one product: a multiple of the rows of gemm.inc
   static constexpr int64_t kOuter = 32;  // output channels of one task
 
@@ -45,7 +47,7 @@ struct WinogradPlan {
         outputs(kTileSide + 1 - kernel),
         tile_rows(tiles(out_height)),
         tile_columns(tiles(out_width)) {
-    block = std::max(kInputFloats / (kTileArea * inner) / kTiles, int64_t{2}) * kTiles;
+    block = std::max(kInputFloats / (kTileArea * inner) / kTiles, int64_t{3}) * kTiles;
   }
 
   int64_t tile_count() const { return batch * tile_rows * tile_columns; }
@@ -54,6 +56,8 @@ struct WinogradPlan {
   // Floats between two positions of transformed tiles, weights of a task, and products. Never a power of two,
   // whose multiples share a few places of a cache.
   int64_t input_step() const { return block * inner + kChannelGroup; }
+  int64_t gradient_step() const { return block * outer + kChannelGroup; }
+  int64_t pair_step() const { return inner * outer + kChannelGroup; }
   int64_t weight_step() const { return kOuter * inner + kChannelGroup; }
   static constexpr int64_t kProductStep = kTiles * kOuter + kChannelGroup;
 
@@ -78,8 +82,9 @@ struct WinogradPlan {
 
 // Element (outer, inner, ky, kx) of the weights lies at data + outer * outer_stride + ...; strides may be
 // negative.
+template <class Float>  // const or not
 struct WeightView {
-  const float* data;
+  Float* data;
   int64_t outer, inner, row, column;
 };
 

@@ -127,8 +127,7 @@ def _backward_fake(grad: Tensor, weight: Tensor, padding: int, dilation: int) ->
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, weight, bias, ctx.padding, ctx.dilation, relu = inputs
-    ctx.bias_sizes = None if bias is None else list(bias.shape)
+    x, weight, _, ctx.padding, ctx.dilation, relu = inputs
     ctx.save_for_backward(x, weight, output if relu else None)
 
 
@@ -136,32 +135,14 @@ def _backward(namespace: str, ctx: Any, grad: Tensor) -> tuple[Tensor | None, ..
     x, weight, output = ctx.saved_tensors
     if output is not None:
         grad = torch.ops.aten.threshold_backward(grad, output, 0)
-    grad_x = None
-    if ctx.needs_input_grad[0]:
-        grad_x = torch.ops.fastinpaint.conv2d_backward(grad, weight, ctx.padding, ctx.dilation)
-    wanted = [False, ctx.needs_input_grad[1], ctx.needs_input_grad[2] and ctx.bias_sizes is not None]
-    _, grad_weight, grad_bias = _convolution_backward(
-        grad, x, weight, ctx.bias_sizes, ctx.padding, ctx.dilation, wanted
-    )
+    geometry, ops = (ctx.padding, ctx.dilation), torch.ops.fastinpaint
+    grad_x = ops.conv2d_backward(grad, weight, *geometry) if ctx.needs_input_grad[0] else None
+    grad_weight = ops.conv2d_weight_backward(grad, x, weight, *geometry) if ctx.needs_input_grad[1] else None
+    grad_bias = grad.sum((0, 2, 3)) if ctx.needs_input_grad[2] else None
     return grad_x, grad_weight, grad_bias, None, None, None
 
 
-def _convolution_backward(
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    bias_sizes: list[int] | None,
-    padding: int,
-    dilation: int,
-    wanted: list[bool],
-) -> tuple[Tensor | None, ...]:
-    if not any(wanted):
-        return None, None, None
-    geometry = [1, 1], [padding] * 2, [dilation] * 2, False, [0, 0], 1
-    found: tuple[Tensor | None, ...] = torch.ops.aten.convolution_backward(
-        grad, x, weight, bias_sizes, *geometry, wanted
-    )
-    return found
+# Both gradients are linear in each of their operands, and their own gradients are convolutions again.
 
 
 def _setup_backward_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -169,15 +150,29 @@ def _setup_backward_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -
     ctx.save_for_backward(grad, weight)
 
 
-def _backward_of_backward(namespace: str, ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    """The gradient of the transposed convolution: a convolution, and of the weights, maps in each other's place."""
-    map_, weight = ctx.saved_tensors
-    grad_map = None
-    if ctx.needs_input_grad[0]:
-        grad_map = torch.ops.fastinpaint.conv2d(grad, weight, None, ctx.padding, ctx.dilation, False)
-    wanted = [False, ctx.needs_input_grad[1], False]
-    grad_weight = _convolution_backward(map_, grad, weight, None, ctx.padding, ctx.dilation, wanted)[1]
-    return grad_map, grad_weight, None, None
+def _backward_of_backward(namespace: str, ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
+    grad, weight = ctx.saved_tensors
+    geometry, ops = (ctx.padding, ctx.dilation), torch.ops.fastinpaint
+    grad_grad = ops.conv2d(slope, weight, None, *geometry, False) if ctx.needs_input_grad[0] else None
+    grad_weight = ops.conv2d_weight_backward(grad, slope, weight, *geometry) if ctx.needs_input_grad[1] else None
+    return grad_grad, grad_weight, None, None
+
+
+def _weight_fake(grad: Tensor, x: Tensor, weight: Tensor, padding: int, dilation: int) -> Tensor:
+    return torch.empty_like(weight)
+
+
+def _setup_weight_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    grad, x, _, ctx.padding, ctx.dilation = inputs
+    ctx.save_for_backward(grad, x)
+
+
+def _backward_of_weight(namespace: str, ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
+    grad, x = ctx.saved_tensors
+    geometry, ops = (ctx.padding, ctx.dilation), torch.ops.fastinpaint
+    grad_grad = ops.conv2d(x, slope, None, *geometry, False) if ctx.needs_input_grad[0] else None
+    grad_x = ops.conv2d_backward(grad, slope, *geometry) if ctx.needs_input_grad[1] else None
+    return grad_grad, grad_x, None, None, None
 
 
 if _backend.has_native(_OP):
@@ -190,4 +185,11 @@ if _backend.has_native(_OP):
         backward_fake=_backward_fake,
         backward_of_backward=_backward_of_backward,
         setup_backward_context=_setup_backward_context,
+    )
+    register(
+        "fastinpaint",
+        "conv2d_weight_backward",
+        fake=_weight_fake,
+        setup_context=_setup_weight_context,
+        backward=_backward_of_weight,
     )
