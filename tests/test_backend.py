@@ -3,6 +3,7 @@ import re
 import subprocess
 import sys
 import warnings
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -10,6 +11,8 @@ from torch.autograd import forward_ad
 
 import fastinpaint as fi
 from fastinpaint.ops import _backend
+
+needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="needs triton; it is not installed")
 
 
 @pytest.fixture(autouse=True)
@@ -102,6 +105,62 @@ def test_triton_comes_first_on_a_gpu_and_last_elsewhere():
     gaps = {"triton": None, "native": None}
     assert list(_backend.ranked(torch.device("cuda"), **gaps)) == ["triton", "native", "reference"]
     assert list(_backend.ranked(torch.device("cpu"), **gaps)) == ["native", "reference", "triton"]
+
+
+def _gaps(asked, **reasons):
+    """For each backend what returns its reason, and notes that it was asked."""
+
+    def ask(name):
+        asked.append(name)
+        return reasons[name]
+
+    return {name: lambda name=name: ask(name) for name in reasons}
+
+
+@pytest.mark.parametrize(
+    ("device", "best", "asked"),
+    [("cuda", "triton", ["triton"]), ("cpu", "native", ["native"]), ("meta", "reference", [])],
+)
+@pytest.mark.parametrize("requested", ["auto", "the best"])
+def test_only_the_best_backend_of_a_device_is_asked(device, best, asked, requested):
+    found = []
+    requested = best if requested == "the best" else requested
+    assert _backend.choose("op", requested, torch.device(device), **_gaps(found, triton=None, native=None)) == best
+    assert found == asked
+
+
+def test_all_are_asked_where_the_best_cannot_serve():
+    gaps = _gaps([], triton="no GPU", native="not built")
+    with pytest.warns(RuntimeWarning, match=r"op runs on its reference backend \(native: not built\)"):
+        assert _backend.choose("op", "auto", torch.device("cpu"), **gaps) == "reference"
+    with pytest.raises(fi.BackendUnavailable) as caught:
+        _backend.choose("op", "triton", torch.device("cpu"), **gaps)
+    assert caught.value.reasons == {"native": "not built", "triton": "no GPU"}
+    with pytest.raises(fi.BackendUnavailable, match="op has no such backend"):
+        _backend.choose("op", "triton", torch.device("cpu"), native=lambda: None)
+
+
+def test_what_is_named_is_chosen_before_the_best(monkeypatch):
+    gaps = _gaps([], triton=None, native=None)
+    device = torch.device("cpu")
+    assert _backend.choose("op", "triton", device, **gaps) == "triton"
+    monkeypatch.setenv("FASTINPAINT_BACKEND", "reference")
+    assert _backend.choose("op", "auto", device, **gaps) == "reference"
+    with fi.use_backend("triton"):
+        assert _backend.choose("op", "auto", device, **gaps) == "triton"
+        assert _backend.choose("op", "native", device, **gaps) == "native"
+    monkeypatch.setenv("FASTINPAINT_BACKEND", "fast")
+    with pytest.raises(ValueError, match="FASTINPAINT_BACKEND must be one of"):
+        _backend.choose("op", "auto", device, **gaps)
+
+
+@needs_triton
+def test_triton_reason_names_the_dtype(monkeypatch):
+    monkeypatch.setattr(torch.version, "cuda", None)
+    gap = _backend._triton_gap.__wrapped__
+    cuda = torch.device("cuda")
+    assert gap(cuda, (torch.float32, torch.bool)) is None  # bool maps count as bytes
+    assert gap(cuda, (torch.float32, torch.float64)) == "it takes float32, bfloat16 and float16, got torch.float64"
 
 
 FILL = (

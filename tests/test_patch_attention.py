@@ -286,3 +286,10 @@ def test_the_reference_compiles_for_sizes_that_change():
         torch.testing.assert_close(*outputs)
         gradients = [torch.autograd.grad(output.square().sum(), features) for output in outputs]
         torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-4)  # of sums in another order
+
+
+def test_triton_takes_half_precision_as_it_is(monkeypatch):
+    monkeypatch.setattr(_backend, "_triton_gap", lambda *_: None)
+    monkeypatch.setattr(torch.Tensor, "float", lambda self: pytest.fail("a copy in float32"))
+    features = torch.zeros(1, 2, 4, 4, dtype=torch.bfloat16, device="meta")
+    assert fi.patch_attention(features, backend="triton").dtype == torch.bfloat16

@@ -277,11 +277,15 @@ def test_half_precision_keeps_logits_in_float32(dtype, backend):
         torch.testing.assert_close(found.float(), expected, rtol=torch.finfo(dtype).eps, atol=1e-3)
 
 
-def test_autocast_keeps_float32():
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_autocast_keeps_float32(backend):
     inputs = _inputs(1, 16, 16, 8, 8)
     expected = fi.pooled_attention(*inputs)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        torch.testing.assert_close(fi.pooled_attention(*inputs), expected)
+    with fi.use_backend(backend):
+        exported = torch.export.export(_Attention(), tuple(inputs)).module()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            torch.testing.assert_close(fi.pooled_attention(*inputs), expected)
+            torch.testing.assert_close(exported(*inputs), expected)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -268,3 +268,9 @@ def test_errors_say_what_was_wanted_and_what_came():
         fi.pyramid_structure_loss(image, [prediction], edges=[torch.zeros(2, 1, 8, 8)] * 2)
     with pytest.raises(ValueError, match=r"edges\[0\] must have shape \(2, 1, 8, 8\), got \(2, 1, 4, 4\)"):
         fi.pyramid_structure_loss(image, [prediction], edges=[torch.zeros(2, 1, 4, 4)])
+    with pytest.raises(ValueError, match=r"sides must be at least 2, got image \(2, 3, 1, 8\)"):
+        fi.pyramid_structure_loss(image[:, :, :1], [prediction])
+    with pytest.raises(ValueError, match=r"sides must be at least 2, got predictions\[1\] \(2, 6, 8, 1\)"):
+        fi.pyramid_structure_loss(image, [prediction, prediction[..., :1]])
+    with pytest.raises(ValueError, match=r"one device, got image on cpu, predictions\[0\] on meta$"):
+        fi.pyramid_structure_loss(image, [prediction.to("meta")])

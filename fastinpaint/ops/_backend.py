@@ -131,8 +131,19 @@ def _is_transformed(tensor: torch.Tensor) -> bool:
 
 def _transform_gap(tensors: tuple[torch.Tensor, ...]) -> str | None:
     """Why the kernels cannot serve: torch.library drops tangents, and does not let torch.func differentiate."""
-    transformed = _inside_transform() if torch.compiler.is_compiling() else any(map(_is_transformed, tensors))
+    if not _inside_transform():
+        return None
+    transformed = torch.compiler.is_compiling() or any(map(_is_transformed, tensors))
     return 'forward-mode derivatives and torch.func take backend="reference"' if transformed else None
+
+
+def _only_device(tensors: tuple[torch.Tensor, ...]) -> torch.device | None:
+    """The device of all tensors; None if they lie on different ones."""
+    device = tensors[0].device
+    for tensor in tensors:
+        if tensor.device != device:
+            return None
+    return device
 
 
 @functools.cache
@@ -151,10 +162,8 @@ def _native_gap(op: str, device_type: str) -> str | None:
 
 
 @compile_time_constant
-def _native_reason(op: str, device_types: tuple[str, ...]) -> str | None:
-    if len(set(device_types)) != 1:
-        return f"tensors lie on different devices: {', '.join(sorted(set(device_types)))}"
-    return _native_gap(op, device_types[0])
+def _native_reason(op: str, device_type: str) -> str | None:
+    return _native_gap(op, device_type)
 
 
 def cpu_isa() -> str | None:
@@ -165,37 +174,40 @@ def cpu_isa() -> str | None:
 def native_reason(op: str, *tensors: torch.Tensor, differentiable: bool = True) -> str | None:
     """Say why ``fastinpaint::op`` of the extension cannot take these tensors; None when it can."""
     gap = _transform_gap(tensors) if differentiable else None
-    return gap or _native_reason(op, tuple([tensor.device.type for tensor in tensors]))
+    if gap is not None:
+        return gap
+    device = _only_device(tensors)
+    if device is None:
+        return f"tensors lie on different devices: {', '.join(sorted({str(tensor.device) for tensor in tensors}))}"
+    return _native_reason(op, device.type)
 
 
 @functools.cache
-def _triton_gap(device_type: str, device_index: int | None, dtypes: tuple[torch.dtype, ...]) -> str | None:
-    if device_type != "cuda":
-        return f"it needs CUDA tensors, got {device_type} tensors"
+def _triton_gap(device: torch.device, dtypes: tuple[torch.dtype, ...]) -> str | None:
+    if device.type != "cuda":
+        return f"it needs CUDA tensors, got {device.type} tensors"
     for package in ("triton", "fastinpaint_kernels"):
         if find_spec(package) is None:
             return f"{package} is not installed"
-    unknown = [dtype for dtype in dtypes if dtype not in _TRITON_DTYPES]
+    unknown = [dtype for dtype in dtypes if dtype not in (*_TRITON_DTYPES, torch.bool)]
     if unknown:
         return f"it takes float32, bfloat16 and float16, got {unknown[0]}"
-    if torch.version.cuda and torch.cuda.get_device_capability(device_index) < (8, 0):
+    if torch.version.cuda and torch.cuda.get_device_capability(device) < (8, 0):
         return "it needs a GPU of compute capability 8.0 or above"
     return None
 
 
 @compile_time_constant
-def _triton_reason(devices: tuple[tuple[str, int | None], ...], dtypes: tuple[torch.dtype, ...]) -> str | None:
-    if len(set(devices)) != 1:
-        return "tensors lie on different devices"
-    return _triton_gap(*devices[0], dtypes)
+def _triton_reason(device: torch.device, dtypes: tuple[torch.dtype, ...]) -> str | None:
+    return _triton_gap(device, dtypes)
 
 
 def triton_reason(*tensors: torch.Tensor) -> str | None:
     """Say why the Triton kernels cannot take these tensors; None when they can. Bool maps count as bytes."""
-    devices = [tensor.device for tensor in tensors]
-    kinds = tuple([(device.type, device.index) for device in devices])
-    dtypes = dict.fromkeys([tensor.dtype for tensor in tensors if tensor.dtype != torch.bool])
-    return _triton_reason(kinds, tuple(dtypes)) or _transform_gap(tensors)
+    device = _only_device(tensors)
+    if device is None:
+        return "tensors lie on different devices"
+    return _triton_reason(device, tuple([tensor.dtype for tensor in tensors])) or _transform_gap(tensors)
 
 
 def ranked(device: torch.device, **gaps: str | None) -> dict[str, str | None]:
@@ -225,13 +237,16 @@ def _first_able(op: str, candidates: tuple[tuple[str, str | None], ...]) -> str 
 
 
 @compile_time_constant
+def _wanted(requested: str) -> str:
+    """What the call names, or else ``use_backend``, or else the environment; ``"auto"`` if none does."""
+    named = _CHOSEN.get() if requested == "auto" else requested
+    return (os.environ.get("FASTINPAINT_BACKEND") or "auto") if named == "auto" else named
+
+
+@compile_time_constant
 def _select(op: str, requested: str, candidates: tuple[tuple[str, str | None], ...]) -> str:
+    wanted = _wanted(requested)
     requested = _CHOSEN.get() if requested == "auto" else requested
-    default = os.environ.get("FASTINPAINT_BACKEND") or "auto"
-    wanted = default if requested == "auto" else requested
-    best, gap = candidates[0]
-    if gap is None and wanted in ("auto", best):  # nothing to weigh: most calls
-        return best
     if wanted not in ("auto", *BACKENDS):
         where = "FASTINPAINT_BACKEND" if requested == "auto" else "backend"
         raise ValueError(f"{op}: {where} must be one of auto, {', '.join(BACKENDS)}, got {wanted!r}")
@@ -264,3 +279,21 @@ def select(op: str, requested: str, candidates: Mapping[str, str | None]) -> str
         BackendUnavailable: The requested backend cannot run the call.
     """
     return _select(op, requested, tuple(candidates.items()))
+
+
+def choose(op: str, requested: str, device: torch.device, **gaps: Callable[[], str | None]) -> str:
+    """``select`` among the candidates that ``ranked`` gives, without looking for reasons that do not matter.
+
+    Args:
+        op: As for ``select``.
+        requested: As for ``select``.
+        device: Of the tensors.
+        gaps: For each backend beside the reference a function of no arguments, which returns the reason why it cannot
+            serve, or None. Most calls ask the best backend of the device alone.
+    """
+    for best in _ORDER.get(device.type, _ORDER["cpu"]):
+        if best == "reference" or best in gaps:
+            break
+    if _wanted(requested) in ("auto", best) and (best == "reference" or gaps[best]() is None):
+        return best
+    return select(op, requested, ranked(device, **{name: gap() for name, gap in gaps.items()}))

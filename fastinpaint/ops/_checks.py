@@ -26,9 +26,10 @@ def check_tensor(op: str, name: str, value: object, *sizes: int | str, floating:
     check_dense(op, name, value)
     if floating and value.dtype not in FLOATS:
         raise TypeError(f"{op}: {name} must be floating point, got {value.dtype}")
-    if value.dim() != len(sizes) or any(
-        not isinstance(size, str) and size != found for size, found in zip(sizes, value.shape, strict=True)
-    ):
+    fits = value.dim() == len(sizes)
+    for size, found in zip(sizes, value.shape, strict=False):
+        fits = fits and (isinstance(size, str) or size == found)
+    if not fits:
         raise ValueError(f"{op}: {name} must have shape {_layout(sizes)}, got {tuple(value.shape)}")
     return value
 
@@ -44,10 +45,10 @@ def _layout(sizes: tuple[int | str, ...]) -> str:
     return f"({', '.join(map(str, sizes))})"
 
 
-def check_same_device(op: str, **tensors: Tensor) -> None:
-    """Raise ValueError unless all tensors lie on one device."""
-    if len({tensor.device for tensor in tensors.values()}) > 1:
-        found = ", ".join(f"{name} on {tensor.device}" for name, tensor in tensors.items())
+def check_same_device(op: str, **tensors: Tensor | None) -> None:
+    """Raise ValueError unless all tensors lie on one device; those that are None do not count."""
+    if len({tensor.device for tensor in tensors.values() if tensor is not None}) > 1:
+        found = ", ".join(f"{name} on {tensor.device}" for name, tensor in tensors.items() if tensor is not None)
         raise ValueError(f"{op}: all tensors must lie on one device, got {found}")
 
 
@@ -83,5 +84,7 @@ def at_least_float32(tensor: Tensor) -> Tensor:
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[None]:
-    """Switch autocast off for the device; meta tensors have none."""
-    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
+    """Switch autocast off for the device where it is on, or may be where a graph will run; meta tensors have none."""
+    if device.type == "meta" or not (torch.is_autocast_enabled(device.type) or torch.compiler.is_compiling()):
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)

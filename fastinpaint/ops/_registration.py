@@ -1,10 +1,45 @@
 """What torch has to know about a custom operator: shapes, gradient, batching."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any
+from functools import cache, partial
+from typing import Any, TypeVar
 
 import torch
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+@cache  # a library that nothing holds takes its operators with it
+def _library(namespace: str) -> torch.library.Library:
+    return torch.library.Library(namespace, "FRAGMENT")
+
+
+def custom_op(name: str) -> Callable[[_Function], _Function]:
+    """Make a function of tensors the operator ``name``, ``"namespace::op"``; its annotations are the schema.
+
+    It does what ``torch.library.custom_op`` does, with two layers of Python less between a call and the function. One
+    of them would look for results that share memory with an argument or with each other: there must be none.
+    """
+
+    def define(function: _Function) -> _Function:
+        namespace, op = name.split("::")
+        schema = torch.library.infer_schema(function, mutates_args=(), op_name=op)
+        _library(namespace).define(schema, tags=torch.Tag.pt2_compliant_tag)
+        _library(namespace).impl(op, _untraced(function), "CompositeExplicitAutograd")
+        return function
+
+    return define
+
+
+def _untraced(function: _Function) -> _Function:
+    """Let torch.compile run the function, and what it calls, as it is, where a graph break left a call to eager mode.
+
+    ``torch.compiler.disable`` does the same in a wrapper, and imports all of torch.compile.
+    """
+    dynamo = torch._C._dynamo.eval_frame
+    skip = dynamo._FrameAction.SKIP
+    dynamo.set_code_exec_strategy(function.__code__, dynamo._FrameExecStrategy(skip, skip))
+    return function
 
 
 def register(

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fastinpaint.ops._backend import compile_time_constant, has_native, native_reason, ranked, select
+from fastinpaint.ops._backend import choose, compile_time_constant, has_native, native_reason
 from fastinpaint.ops._checks import check_dense, check_integer, check_number
 from fastinpaint.ops._registration import register_vmap
 from fastinpaint.reference import canny as reference
@@ -97,7 +97,7 @@ def canny(
     _check_mask(image, mask)
     image = _as_taken(image)
     plain = not use_quantiles and mode == "constant" and cval == 0
-    chosen = _select("canny", backend, image, mask, plain)
+    chosen = choose("canny", backend, image.device, native=lambda: _native_gap("canny", image, mask, plain))
     if chosen == "native":
         weights = _weights(sigma, [image.shape[-2:]])
         result: Tensor = torch.ops.fastinpaint.canny(image, weights, low, high, mask)
@@ -160,7 +160,9 @@ def canny_of_sizes(
     check_number("canny_pyramid", "sigma", sigma, least=0, below=MAX_SIGMA)
     low, high = _thresholds("canny_pyramid", image, low_threshold, high_threshold, use_quantiles=False)
     image = _as_taken(image)
-    chosen = _select("canny_pyramid", backend, image, None, plain=True)
+    chosen = choose(
+        "canny_pyramid", backend, image.device, native=lambda: _native_gap("canny_pyramid", image, None, plain=True)
+    )
     run = torch.ops.fastinpaint.canny_pyramid if chosen == "native" else _canny_pyramid_reference
     flat = [side for size in sizes for side in size]
     result: list[Tensor] = run(image, flat, _weights(sigma, sizes), low, high)
@@ -175,14 +177,14 @@ def _as_taken(image: Tensor) -> Tensor:
     return reference.image_as_float(image)
 
 
-def _select(op: str, backend: str, image: Tensor, mask: Tensor | None, plain: bool) -> str:
+def _native_gap(op: str, image: Tensor, mask: Tensor | None, plain: bool) -> str | None:
     tensors = (image,) if mask is None else (image, mask)
     gap = native_reason(op, *tensors, differentiable=False)
     if gap is None and not plain:
         gap = 'it computes absolute thresholds, mode "constant" and a cval of 0 alone'
     if gap is None and image.dtype == torch.float64 and image.is_cuda:
         gap = "its CUDA kernels compute in float32, the image calls for float64"
-    return select(op, backend, ranked(image.device, native=gap))
+    return gap
 
 
 def _weights(sigma: float, sizes: Sequence[Sequence[int]] | None) -> tuple[float, ...]:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fastinpaint.ops import _backend, _checks
-from fastinpaint.ops._registration import register
+from fastinpaint.ops._registration import custom_op, register
 from fastinpaint.reference import edge_priority as reference
 
 _OP = "edge_priority"
@@ -53,8 +53,10 @@ def edge_priority(
         raise ValueError(f"{_OP}: sigma must be above 0 pixels, got {sigma}")
     _checks.check_integer(_OP, "iterations", iterations, least=0, most=_LARGEST)
     reach = iterations * (kernel_size // 2)
-    gaps = {"triton": _triton_gap(edges, reach), "native": _native_gap(edges, reach)}
-    chosen = _backend.select(_OP, backend, _backend.ranked(edges.device, **gaps))
+    chosen = _backend.choose(
+        _OP, backend, edges.device,
+        triton=lambda: _triton_gap(edges, reach), native=lambda: _native_gap(edges, reach),
+    )  # fmt: skip
     if chosen == "triton":
         return torch.ops.fastinpaint_triton.edge_priority(edges, kernel_size, float(sigma), iterations)
     if chosen == "native":
@@ -82,7 +84,7 @@ def _native_gap(edges: Tensor, reach: int) -> str | None:
     return _backend.native_reason(_OP, edges)
 
 
-@torch.library.custom_op("fastinpaint_triton::edge_priority", mutates_args=())
+@custom_op("fastinpaint_triton::edge_priority")
 def _triton(edges: Tensor, kernel_size: int, sigma: float, iterations: int) -> Tensor:
     from fastinpaint_kernels import edge_priority as kernels
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fastinpaint.ops import _backend, _checks
-from fastinpaint.ops._registration import register
+from fastinpaint.ops._registration import custom_op, register
 from fastinpaint.reference import instance_norm as reference
 
 _OP = "instance_norm"
@@ -53,9 +53,11 @@ def instance_norm(
         BackendUnavailable: ``backend`` cannot run the call.
     """
     _check(x, weight, bias, eps, residual, scale, padding)
-    tensors = [x, *(tensor for tensor in (weight, bias, residual, scale) if tensor is not None)]
-    gaps = {"triton": _triton_gap(tensors, padding), "native": _backend.native_reason(_OP, *tensors)}
-    chosen = _backend.select(_OP, backend, _backend.ranked(x.device, **gaps))
+    tensors = [tensor for tensor in (x, weight, bias, residual, scale) if tensor is not None]
+    chosen = _backend.choose(
+        _OP, backend, x.device,
+        triton=lambda: _triton_gap(tensors, padding), native=lambda: _backend.native_reason(_OP, *tensors),
+    )  # fmt: skip
     if chosen == "triton":
         run = torch.ops.fastinpaint_triton.instance_norm
         return run(x, weight, bias, residual, scale, float(eps), relu, padding)[0]
@@ -102,20 +104,18 @@ def _check(
         raise ValueError(f"{_OP}: x must hold at least 2 pixels in each channel, got {tuple(x.shape)}")
     if not padding < min(height, width):
         raise ValueError(f"{_OP}: padding must be less than height and width, got {padding}, {tuple(x.shape)}")
-    tensors = {"x": x}
-    sizes: dict[str, tuple[int, ...]] = {
-        "weight": (channels,),
-        "bias": (channels,),
-        "residual": (batch, channels, height, width),
-        "scale": (1,),
-    }
-    for name, tensor in (("weight", weight), ("bias", bias), ("residual", residual), ("scale", scale)):
-        if tensor is not None:
-            tensors[name] = _checks.check_tensor(_OP, name, tensor, *sizes[name])
-    _checks.check_same_device(_OP, **tensors)
+    if weight is not None:
+        _checks.check_tensor(_OP, "weight", weight, channels)
+    if bias is not None:
+        _checks.check_tensor(_OP, "bias", bias, channels)
+    if residual is not None:
+        _checks.check_tensor(_OP, "residual", residual, batch, channels, height, width)
+    if scale is not None:
+        _checks.check_tensor(_OP, "scale", scale, 1)
+    _checks.check_same_device(_OP, x=x, weight=weight, bias=bias, residual=residual, scale=scale)
 
 
-@torch.library.custom_op("fastinpaint_triton::instance_norm", mutates_args=())
+@custom_op("fastinpaint_triton::instance_norm")
 def _triton(
     x: Tensor,
     weight: Tensor | None,
@@ -131,7 +131,7 @@ def _triton(
     return kernels.instance_norm_forward(x, weight, bias, residual, scale, eps, relu, padding)
 
 
-@torch.library.custom_op("fastinpaint_triton::instance_norm_backward", mutates_args=())
+@custom_op("fastinpaint_triton::instance_norm_backward")
 def _triton_backward(
     grad: Tensor,
     x: Tensor,

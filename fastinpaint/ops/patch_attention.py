@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fastinpaint.ops import _backend, _checks
-from fastinpaint.ops._registration import register
+from fastinpaint.ops._registration import custom_op, register
 from fastinpaint.reference import patch_attention as reference
 
 _OP = "patch_attention"
@@ -56,12 +56,14 @@ def patch_attention(
     _checks.check_number(_OP, "softmax_scale", softmax_scale)
     if aggregation not in AGGREGATIONS:
         raise ValueError(f"{_OP}: aggregation must be one of {', '.join(AGGREGATIONS)}, got {aggregation!r}")
-    wide = _checks.at_least_float32(features)
-    gaps = {"triton": _backend.triton_reason(features), "native": _native_gap(wide, kernel_size)}
-    chosen = _backend.select(_OP, backend, _backend.ranked(features.device, **gaps))
+    chosen = _backend.choose(
+        _OP, backend, features.device,
+        triton=lambda: _backend.triton_reason(features), native=lambda: _native_gap(features, kernel_size),
+    )  # fmt: skip
     options = (kernel_size, stride, float(softmax_scale), aggregation == "overlap_add")
     if chosen == "triton":
         return torch.ops.fastinpaint_triton.patch_attention(features, *options)[0]
+    wide = _checks.at_least_float32(features)
     if chosen == "native":
         return torch.ops.fastinpaint.patch_attention(wide, *options).to(features.dtype)
     with _checks.without_autocast(features.device):
@@ -71,24 +73,24 @@ def patch_attention(
 
 
 def _native_gap(features: Tensor, kernel_size: int) -> str | None:
-    if features.dtype != torch.float32:
+    if features.dtype == torch.float64:
         return f"it computes in float32, got {features.dtype}"
     if kernel_size > _NATIVE_LARGEST_KERNEL:
         return f"it takes kernel_size up to {_NATIVE_LARGEST_KERNEL}, got {kernel_size}"
     return _backend.native_reason(_OP, features)
 
 
-@torch.library.custom_op("fastinpaint_triton::patch_attention", mutates_args=())
+@custom_op("fastinpaint_triton::patch_attention")
 def _triton(
     features: Tensor, kernel_size: int, stride: int, softmax_scale: float, overlap_add: bool
 ) -> tuple[Tensor, Tensor]:
     from fastinpaint_kernels import patch_attention as kernels
 
-    with torch.autocast(features.device.type, enabled=False):
+    with _checks.without_autocast(features.device):
         return kernels.patch_attention_forward(features, kernel_size, stride, softmax_scale, overlap_add)
 
 
-@torch.library.custom_op("fastinpaint_triton::patch_attention_backward", mutates_args=())
+@custom_op("fastinpaint_triton::patch_attention_backward")
 def _triton_backward(
     grad_output: Tensor,
     features: Tensor,
@@ -101,7 +103,7 @@ def _triton_backward(
     from fastinpaint_kernels import patch_attention as kernels
 
     options = (kernel_size, stride, softmax_scale, overlap_add)
-    with torch.autocast(features.device.type, enabled=False):
+    with _checks.without_autocast(features.device):
         return kernels.patch_attention_backward(grad_output, features, lse, *options)
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fastinpaint.ops import _backend, _checks
-from fastinpaint.ops._registration import register
+from fastinpaint.ops._registration import custom_op, register
 from fastinpaint.reference import pooled_attention as reference
 
 _OP = "pooled_attention"
@@ -43,8 +43,11 @@ def pooled_attention(
     """
     _check(query, key, value, key_mask)
     width = query.shape[2] + (key_mask is not None)
-    gaps = {"triton": _triton_gap(query, key, value, width), "native": _native_gap(query, key, value)}
-    chosen = _backend.select(_OP, backend, _backend.ranked(query.device, **gaps))
+    tensors = query, key, value
+    chosen = _backend.choose(
+        _OP, backend, query.device,
+        triton=lambda: _triton_gap(*tensors, width), native=lambda: _native_gap(*tensors),
+    )  # fmt: skip
     if chosen == "triton" and key_mask is None:
         return torch.ops.fastinpaint_triton.pooled_attention(query, key, value)[0]
     dtype = query.dtype
@@ -96,22 +99,21 @@ def _check(query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None) -
         raise ValueError(f"{_OP}: key must hold at least one position, got {tuple(key.shape)}")
     if not query.dtype == key.dtype == value.dtype:
         raise TypeError(f"{_OP}: dtypes must be equal, got {query.dtype}, {key.dtype}, {value.dtype}")
-    _checks.check_same_device(_OP, query=query, key=key, value=value)
     if key_mask is not None:
         _checks.check_tensor(_OP, "key_mask", key_mask, batch, key.shape[1], floating=False)
         if key_mask.dtype != torch.bool:
             raise TypeError(f"{_OP}: key_mask must be bool, got {key_mask.dtype}")
-        _checks.check_same_device(_OP, query=query, key_mask=key_mask)
+    _checks.check_same_device(_OP, query=query, key=key, value=value, key_mask=key_mask)
 
 
-@torch.library.custom_op("fastinpaint_triton::pooled_attention", mutates_args=())
+@custom_op("fastinpaint_triton::pooled_attention")
 def _triton(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
     from fastinpaint_kernels import pooled_attention as kernels
 
     return kernels.pooled_attention_forward(query, key, value)
 
 
-@torch.library.custom_op("fastinpaint_triton::pooled_attention_backward", mutates_args=())
+@custom_op("fastinpaint_triton::pooled_attention_backward")
 def _triton_backward(
     grad: Tensor, query: Tensor, key: Tensor, value: Tensor, output: Tensor, lse: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:

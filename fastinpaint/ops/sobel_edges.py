@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fastinpaint.ops import _backend, _checks
-from fastinpaint.ops._registration import register
+from fastinpaint.ops._registration import custom_op, register
 from fastinpaint.reference import sobel_edges as reference
 
 _OP = "sobel_edges"
@@ -36,8 +36,10 @@ def sobel_edges(image: Tensor, *, backend: str = "auto") -> Tensor:
     _checks.check_tensor(_OP, "image", image, "B", "C", "H", "W")
     if min(image.shape[-2:]) < 2:
         raise ValueError(f"{_OP}: height and width must be at least 2, got {tuple(image.shape[-2:])}")
-    gaps = {"triton": _triton_gap(image), "native": _backend.native_reason(_OP, image)}
-    chosen = _backend.select(_OP, backend, _backend.ranked(image.device, **gaps))
+    chosen = _backend.choose(
+        _OP, backend, image.device,
+        triton=lambda: _triton_gap(image), native=lambda: _backend.native_reason(_OP, image),
+    )  # fmt: skip
     if chosen == "triton":
         return torch.ops.fastinpaint_triton.sobel_edges(image)
     if chosen == "native":
@@ -53,14 +55,14 @@ def _triton_gap(image: Tensor) -> str | None:
     return gap
 
 
-@torch.library.custom_op("fastinpaint_triton::sobel_edges", mutates_args=())
+@custom_op("fastinpaint_triton::sobel_edges")
 def _triton(image: Tensor) -> Tensor:
     from fastinpaint_kernels import sobel_edges as kernels
 
     return kernels.sobel_edges_forward(image)
 
 
-@torch.library.custom_op("fastinpaint_triton::sobel_edges_backward", mutates_args=())
+@custom_op("fastinpaint_triton::sobel_edges_backward")
 def _triton_backward(gradients: Tensor) -> Tensor:
     from fastinpaint_kernels import sobel_edges as kernels
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fastinpaint.ops import _backend, _checks
-from fastinpaint.ops._registration import register
+from fastinpaint.ops._registration import custom_op, register
 from fastinpaint.ops.canny import MAX_SIGMA, canny_of_sizes
 from fastinpaint.reference import structure_loss as reference
 
@@ -38,8 +38,10 @@ def structure_loss_terms(
     if edges is None:
         with torch.no_grad():
             edges = canny_of_sizes(image, [(p.shape[-2], p.shape[-1]) for p in predictions], sigma=sigma)
-    gaps = {"triton": _triton_gap(image, predictions, edges), "native": _native_gap(image, predictions, edges)}
-    chosen = _backend.select(_OP, backend, _backend.ranked(image.device, **gaps))
+    chosen = _backend.choose(
+        _OP, backend, image.device,
+        triton=lambda: _triton_gap(image, predictions, edges), native=lambda: _native_gap(image, predictions, edges),
+    )  # fmt: skip
     if chosen == "triton":
         run = torch.ops.fastinpaint_triton.structure_loss
         keep = torch.is_grad_enabled() and any(prediction.requires_grad for prediction in predictions)
@@ -141,23 +143,28 @@ def _check(image: Tensor, predictions: Sequence[Tensor], edges: Sequence[Tensor]
         raise ValueError(f"{_OP}: predictions must hold at least one gradient map, got none")
     if edges is not None and len(edges) != len(predictions):
         raise ValueError(f"{_OP}: wanted one edge map for each of {len(predictions)} predictions, got {len(edges)}")
+    _check_sides("image", image)
     batch = image.shape[0]
+    maps = {"image": image}
     for index, prediction in enumerate(predictions):
         name = f"predictions[{index}]"
-        _checks.check_tensor(_OP, name, prediction, batch, 6, "h", "w")
-        _checks.check_same_device(_OP, image=image, **{name: prediction})
-        height, width = prediction.shape[-2:]
-        if min(height, width, *image.shape[-2:]) < 2:
-            raise ValueError(f"{_OP}: sides must be at least 2, got {name} {tuple(prediction.shape)}")
+        maps[name] = _checks.check_tensor(_OP, name, prediction, batch, 6, "h", "w")
+        _check_sides(name, prediction)
         if edges is not None:
+            height, width = prediction.shape[-2:]
             edge_map = edges[index]
             boolean = isinstance(edge_map, Tensor) and edge_map.dtype == torch.bool
             name = f"edges[{index}]"
-            _checks.check_tensor(_OP, name, edge_map, batch, 1, height, width, floating=not boolean)
-            _checks.check_same_device(_OP, image=image, **{name: edge_map})
+            maps[name] = _checks.check_tensor(_OP, name, edge_map, batch, 1, height, width, floating=not boolean)
+    _checks.check_same_device(_OP, **maps)
 
 
-@torch.library.custom_op("fastinpaint_triton::structure_loss", mutates_args=())
+def _check_sides(name: str, tensor: Tensor) -> None:
+    if min(tensor.shape[2:]) < 2:
+        raise ValueError(f"{_OP}: sides must be at least 2, got {name} {tuple(tensor.shape)}")
+
+
+@custom_op("fastinpaint_triton::structure_loss")
 def _triton(
     image: Tensor, predictions: list[Tensor], edges: list[Tensor], edge_alpha: float, grad_alpha: float, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -166,7 +173,7 @@ def _triton(
     return kernels.structure_loss_forward(image, predictions, edges, edge_alpha, grad_alpha, keep)
 
 
-@torch.library.custom_op("fastinpaint_triton::structure_loss_backward", mutates_args=())
+@custom_op("fastinpaint_triton::structure_loss_backward")
 def _triton_backward(
     grad_terms: Tensor, coefficients: Tensor, priority: Tensor, signs: Tensor, predictions: list[Tensor]
 ) -> list[Tensor]:

@@ -219,3 +219,6 @@ def test_empty_batch():
 def test_registration():
     features = torch.randn(1, 2, 2, 3, requires_grad=True)
     torch.library.opcheck(torch.ops.fastinpaint_triton.patch_attention.default, (features, 1, 2, 10.0, False))
+    output, lse = kernels.patch_attention_forward(features.detach(), 1, 2, 10.0, False)
+    arguments = (output, features.detach(), lse, 1, 2, 10.0, False)
+    torch.library.opcheck(torch.ops.fastinpaint_triton.patch_attention_backward.default, arguments)

@@ -105,6 +105,11 @@ def test_no_query(sizes):
 def test_registration():
     inputs = [x.requires_grad_() for x in _inputs(1, 3, 2, 2, 4)]
     torch.library.opcheck(torch.ops.fastinpaint_triton.pooled_attention.default, inputs)
+    plain = [x.detach() for x in inputs]
+    output, lse = kernels.pooled_attention_forward(*plain)
+    torch.library.opcheck(
+        torch.ops.fastinpaint_triton.pooled_attention_backward.default, (torch.rand_like(output), *plain, output, lse)
+    )
 
 
 @triton.jit

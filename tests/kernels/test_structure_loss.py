@@ -132,7 +132,13 @@ def test_empty_batch():
 
 
 def test_registration():
-    image, predictions, edges = _case(1, (4, 4), [(4, 4)])
+    image, predictions, edges = _case(1, (4, 4), [(4, 4), (2, 3)])
     predictions = [p.requires_grad_() for p in predictions]
     arguments = (image, predictions, edges, 20.0, 0.1, True)
     torch.library.opcheck(torch.ops.fastinpaint_triton.structure_loss.default, arguments)
+    plain = [p.detach() for p in predictions]
+    saved = kernels.structure_loss_forward(image, plain, *arguments[2:])
+    run = torch.ops.fastinpaint_triton.structure_loss_backward.default
+    torch.library.opcheck(run, (torch.ones(2, 2), *saved[1:], plain))
+    tensors = [*plain, *run(torch.ones(2, 2), *saved[1:], plain)]  # opcheck does not look for aliases in lists
+    assert len({t.untyped_storage().data_ptr() for t in tensors}) == len(tensors)
