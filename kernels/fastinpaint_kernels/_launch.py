@@ -81,11 +81,12 @@ class TunedFamilies:
         self.names = kernel.arg_names
         self.family = family
         self.key = tuple(key)
+        self.key_places = [self.names.index(name) for name in key]
         self.tuners = {
             name: triton.autotune(configs=list(configs), key=list(key), cache_results=True)(kernel)
             for name, configs in families.items()
         }
-        self.chosen: dict[tuple[Any, ...], triton.Config] = {}
+        self.chosen: dict[tuple[Any, ...], dict[str, Any]] = {}  # the options of a launch, by problem
         self.choices: list[Choice] = []
 
     def __getitem__(self, grid: Any) -> Callable[..., Any]:
@@ -93,25 +94,28 @@ class TunedFamilies:
         return lambda *arguments: self._launch(grid, arguments)
 
     def _launch(self, grid: Any, arguments: tuple[Any, ...]) -> Any:
-        named = dict(zip(self.names, arguments, strict=False))
-        name = self.family(named)
-        problem = (name, *(named[k] for k in self.key), *(a.dtype for a in arguments if isinstance(a, Tensor)))
-        config = self.chosen.get(problem)
-        if config is None:
+        values = [arguments[place] for place in self.key_places]
+        dtypes = [argument.dtype for argument in arguments if isinstance(argument, Tensor)]
+        problem = (*values, *dtypes)
+        options = self.chosen.get(problem)
+        if options is None:
+            name = self.family(dict(zip(self.names, arguments, strict=False)))
             tuner = self.tuners[name]
-            config = tuner.configs[0]
+            options = tuner.configs[0].all_kwargs()
             if len(tuner.configs) == 1:
-                self._note(problem, config, {})
+                self._note(problem, name, tuner.configs[0], {})
             elif not (_untuned() or (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing())):
                 result = tuner[grid](*arguments)
-                self._note(problem, tuner.best_config, tuner.configs_timings)
+                self._note(problem, name, tuner.best_config, tuner.configs_timings)
                 return result
-        return self.kernel[grid](*arguments, **config.all_kwargs())
+        return self.kernel[grid](*arguments, **options)
 
-    def _note(self, problem: tuple[Any, ...], config: triton.Config, timings: Mapping[triton.Config, Any]) -> None:
+    def _note(
+        self, problem: tuple[Any, ...], name: str, config: triton.Config, timings: Mapping[triton.Config, Any]
+    ) -> None:
         """Remember a choice; Triton's timings are milliseconds, the median first."""
-        self.chosen[problem] = config
-        name, values, dtypes = problem[0], problem[1 : 1 + len(self.key)], problem[1 + len(self.key) :]
+        self.chosen[problem] = config.all_kwargs()
+        values, dtypes = problem[: len(self.key)], problem[len(self.key) :]
         parts = [name, *(f"{key} {value}" for key, value in zip(self.key, values, strict=True))]
         parts += dict.fromkeys(str(dtype).removeprefix("torch.") for dtype in dtypes)
         medians = {c: (t[0] if isinstance(t, Sequence) else t) / 1e3 for c, t in timings.items()}
@@ -135,7 +139,8 @@ def autotune(
     Args:
         families: Name to configurations, the likely best first: it is taken where nothing can be measured, and in
             Triton's interpreter.
-        family: From the kernel's arguments to the name of the family that suits them.
+        family: From the kernel's arguments to the name of the family that suits them, which the values of ``key`` and
+            the dtypes of the tensors determine.
         key: Arguments that ask for a tuning of their own.
     """
     if triton.knobs.runtime.interpret:

@@ -5,6 +5,7 @@ with the matrix of the Gaussian, whose rows outside the image are zero: so is wh
 """
 
 import math
+from functools import lru_cache
 
 import torch
 import triton
@@ -64,6 +65,14 @@ def _blur_kernel(
     tl.store(p_blurred + o_y * width + o_x, b_map.to(p_blurred.dtype.element_ty), mask=m_image & m_inner)
 
 
+@lru_cache
+def _gaussian(radius: int, sigma: float) -> tuple[float, float]:
+    """``falloff`` and ``scale`` of the kernel."""
+    falloff = max(-math.log2(math.e) / 2 / sigma / sigma, -1e6)  # the same weights for all below, and no infinity
+    weights = [2.0 ** (falloff * distance**2) for distance in range(-radius, radius + 1)]
+    return falloff, 1 / math.fsum(weights)
+
+
 def edge_priority(edges: Tensor, kernel_size: int, sigma: float, iterations: int) -> Tensor:
     """(B, 1, H, W) blurred; all blurs together reach at most ``MAX_REACH`` pixels.
 
@@ -85,11 +94,9 @@ def edge_priority(edges: Tensor, kernel_size: int, sigma: float, iterations: int
     blocks = batch * cdiv(height, inner) * cdiv(width, inner)
     if blocks == 0:
         return blurred
-    falloff = max(-math.log2(math.e) / 2 / sigma / sigma, -1e6)  # the same weights for all below, and no infinity
-    weights = [2.0 ** (falloff * distance**2) for distance in range(-radius, radius + 1)]
     with on_device_of(edges):
         _blur_kernel[(blocks,)](
             edges.view(torch.uint8) if boolean else edges, blurred, height, width, radius, iterations,
-            falloff, 1 / math.fsum(weights), SIDE=SIDE, num_warps=4,
+            *_gaussian(radius, sigma), SIDE=SIDE, num_warps=4,
         )  # fmt: skip
     return blurred

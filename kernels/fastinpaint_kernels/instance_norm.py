@@ -11,6 +11,8 @@ A program works on tiles of (BLOCK_P pixels, BLOCK_C channels). In channels-last
 neighbouring channels, in contiguous maps BLOCK_C is 1 and they take neighbouring pixels.
 """
 
+from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -482,15 +484,16 @@ def is_channels_last(x: Tensor) -> bool:
     return x.stride(1) == 1 and not x.is_contiguous()
 
 
-def _tiles(x: Tensor, pixels: int, tile_bytes: int) -> _Tiles:
-    batch, channels = x.shape[:2]
+@lru_cache
+def _tiles(batch: int, channels: int, pixels: int, last: bool, size: int, tile_bytes: int) -> _Tiles:
+    """Of maps, channels-last if ``last``, with elements of ``size`` bytes."""
     block_c = 1
-    if is_channels_last(x):
+    if last:
         widest = next_power_of_2(channels)
-        block_c = min(widest, _LINE // x.element_size())
-        while block_c > _SECTOR // x.element_size() and batch * cdiv(channels, block_c) < 16:
+        block_c = min(widest, _LINE // size)
+        while block_c > _SECTOR // size and batch * cdiv(channels, block_c) < 16:
             block_c //= 2
-    block_p = tile_bytes // x.element_size() // block_c
+    block_p = tile_bytes // size // block_c
     channel_blocks = cdiv(channels, block_c)
     tiles = cdiv(pixels, block_p)
     chunks = min(tiles, _MOST_CHUNKS, max(1, _PROGRAMS // max(1, batch * channel_blocks)))
@@ -511,12 +514,10 @@ def _is_flat(tensor: Tensor) -> bool:
     return tensor.stride(2) == tensor.shape[3] * tensor.stride(3)
 
 
-def _empty(x: Tensor, padding: int = 0, dtype: torch.dtype | None = None) -> Tensor:
-    """A dense map in the layout of ``x``, ``padding`` larger on every side."""
-    batch, channels, height, width = x.shape
-    layout = torch.channels_last if is_channels_last(x) else torch.contiguous_format
-    shape = (batch, channels, height + 2 * padding, width + 2 * padding)
-    return torch.empty(shape, dtype=dtype or x.dtype, device=x.device, memory_format=layout)
+def _empty(x: Tensor, last: bool, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """A dense map on the device of ``x``, channels-last if ``last``."""
+    layout = torch.channels_last if last else torch.contiguous_format
+    return torch.empty(shape, dtype=dtype, device=x.device, memory_format=layout)
 
 
 def instance_norm_forward(
@@ -538,13 +539,15 @@ def instance_norm_forward(
     last = is_channels_last(x)
     x = _readable(x, last)
     batch, channels, height, width = x.shape
-    output = _empty(x, padding)
+    out_height, out_width = height + 2 * padding, width + 2 * padding
+    output = _empty(x, last, (batch, channels, out_height, out_width), x.dtype)
     mean = torch.empty((batch, channels), dtype=torch.float32, device=x.device)
     rstd = torch.empty_like(mean)
     if not batch:
         return output, mean, rstd
-    cut = _tiles(x, height * width, _TILE_BYTES)
-    out_cut = _tiles(x, output.shape[2] * output.shape[3], _TILE_BYTES)
+    size = x.element_size()
+    cut = _tiles(batch, channels, height * width, last, size, _TILE_BYTES)
+    out_cut = _tiles(batch, channels, out_height * out_width, last, size, _TILE_BYTES)
     partials = torch.empty((batch, cut.chunks, 2, channels), dtype=torch.float32, device=x.device)
     flat = _is_flat(x)
     residual_strides: tuple[int, ...] = (0, 0, 0, 0)
@@ -552,16 +555,17 @@ def instance_norm_forward(
         residual = _readable(residual, last)
         residual_strides = residual.stride()
     out_flat = padding == 0 and flat and (residual is None or _is_flat(residual))
-    dense = (1, channels) if last else (output.shape[2] * output.shape[3], 1)
+    dense = (1, channels) if last else (out_height * out_width, 1)
+    strides = x.stride()
     with on_device_of(x):
         _statistics_kernel[(cut.programs,)](
-            x, partials, channels, width, height * width, cut.chunk, cut.chunks, cut.channel_blocks, *x.stride(),
+            x, partials, channels, width, height * width, cut.chunk, cut.chunks, cut.channel_blocks, *strides,
             FLAT=flat, EVEN=cut.even, BLOCK_P=cut.block_p, BLOCK_C=cut.block_c, num_warps=_WARPS,
         )  # fmt: skip
         _apply_kernel[(out_cut.programs,)](
             x, partials, weight, bias, residual, scale, output, mean, rstd, channels, height, width, eps,
             cut.chunk, cut.chunks, out_cut.chunk, out_cut.chunks, out_cut.channel_blocks, out_cut.programs,
-            *x.stride(), *residual_strides, *dense,
+            *strides, *residual_strides, *dense,
             RELU=relu, PADDING=padding, FLAT=out_flat, EVEN=out_cut.even, CHUNKS=next_power_of_2(cut.chunks),
             BLOCK_P=out_cut.block_p, BLOCK_C=out_cut.block_c, num_warps=_WARPS,
         )  # fmt: skip
@@ -589,8 +593,8 @@ def instance_norm_backward(
     last = is_channels_last(x)
     x, grad = _readable(x, last), _readable(grad, last)
     batch, channels, height, width = x.shape
-    grad_x = _empty(x)
-    grad_residual = _empty(x, dtype=grad.dtype) if residual_gradient else None
+    grad_x = _empty(x, last, x.shape, x.dtype)
+    grad_residual = _empty(x, last, x.shape, grad.dtype) if residual_gradient else None
     sums = torch.empty((3, batch, channels), dtype=torch.float32, device=x.device)
     if batch:
         seen_residual = None
@@ -599,8 +603,8 @@ def instance_norm_backward(
             seen_residual = _readable(residual, last)
             residual_strides = seen_residual.stride()
             if grad_residual is None:  # the second launch needs the masked gradient
-                grad_residual = _empty(x, dtype=grad.dtype)
-        cut = _tiles(x, height * width, _TILE_BYTES // 2)
+                grad_residual = _empty(x, last, x.shape, grad.dtype)
+        cut = _tiles(batch, channels, height * width, last, x.element_size(), _TILE_BYTES // 2)
         partials = torch.empty((batch, cut.chunks, 3, channels), dtype=torch.float32, device=x.device)
         maps = [x, grad] if seen_residual is None else [x, grad, seen_residual]
         dense = (1, channels) if last else (height * width, 1)

@@ -11,6 +11,8 @@ rows of priorities. The block that finishes a scale last adds up the scale's par
 
 import sys
 from collections.abc import Sequence
+from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 import triton
@@ -55,7 +57,7 @@ def _pick(values, i_scale, SCALES: tl.constexpr):
 
 @triton.jit
 def _unpack(size):
-    """Height and width of a scale, see ``_packed``."""
+    """Height and width of a scale, see ``_Scales``."""
     return size >> 16, (size >> 1) & 0x7FFF
 
 
@@ -210,7 +212,7 @@ def _forward_kernel(  # noqa: PLR0915
     batch,
     image_height,
     image_width,
-    sizes,  # of each scale, see ``_packed``
+    sizes,  # of each scale, see ``_Scales``
     edge_alpha,
     gradient_slopes,  # for each scale grad_alpha / number of elements
     SCALES: tl.constexpr,
@@ -332,7 +334,7 @@ def _backward_kernel(
     p_priorities,  # likewise, float32
     p_grads,  # out, for each scale (B, 6, h, w)
     batch,
-    sizes,  # of each scale, see ``_packed``
+    sizes,  # of each scale, see ``_Scales``
     SCALES: tl.constexpr,
     LAST: tl.constexpr,  # whether the channels of a pixel lie side by side in memory
     VECTORS: tl.constexpr,  # whether every scale's pixels are a multiple of 8: then so are the places of planes
@@ -384,28 +386,50 @@ def is_channels_last(tensor: Tensor) -> bool:
     return tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous()
 
 
+def _all_channels_last(tensors: Sequence[Tensor]) -> bool:
+    return all([is_channels_last(tensor) for tensor in tensors])
+
+
 def _edge_maps(edges: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """The edge maps, contiguous and in one dtype."""
-    dtype = edges[0].dtype if len({e.dtype for e in edges}) == 1 else torch.float32
-    maps = (e.to(dtype).contiguous() for e in edges)
-    return tuple(e.view(torch.uint8) if dtype == torch.bool else e for e in maps)
+    dtypes = {e.dtype for e in edges}
+    if len(dtypes) > 1:
+        return tuple([e.to(torch.float32).contiguous() for e in edges])
+    maps = [e.contiguous() for e in edges]
+    return tuple([e.view(torch.uint8) for e in maps] if torch.bool in dtypes else maps)
 
 
-def _is_regular(image_height: int, image_width: int, heights: Sequence[int], widths: Sequence[int]) -> bool:
+class _Scales(NamedTuple):
+    """Predictions by their sizes.
+
+    Args:
+        packed: Height and width of each in one integer, odd and never 1: Triton compiles anew for integers in tuples
+            that are 1 or turn into multiples of 16.
+        areas: Pixels of each.
+        tiles: Programs of the forward pass for one image.
+    """
+
+    packed: tuple[int, ...]
+    areas: tuple[int, ...]
+    tiles: int
+
+
+@lru_cache
+def _scales(sizes: tuple[tuple[int, int], ...]) -> _Scales:
+    return _Scales(
+        packed=tuple(h << 16 | w << 1 | 1 for h, w in sizes),
+        areas=tuple(h * w for h, w in sizes),
+        tiles=sum(cdiv(h, ROWS) * cdiv(w, COLUMNS) for h, w in sizes),
+    )
+
+
+@lru_cache
+def _is_regular(image_height: int, image_width: int, sizes: tuple[tuple[int, int], ...]) -> bool:
     """Whether the image's sides are multiples of every scale's, and the scales made of whole strips, nine columns wide.
 
     Then the kernel divides nothing for a pixel and asks for fewer bounds.
     """
-    whole = not any(image_height % h or image_width % w for h, w in zip(heights, widths, strict=True))
-    return whole and not any(h % ROWS for h in heights) and min(widths) >= 9
-
-
-def _packed(predictions: Sequence[Tensor]) -> tuple[int, ...]:
-    """Height and width of each prediction in one integer, odd and never 1.
-
-    Triton compiles anew for integers in tuples that are 1 or turn into multiples of 16.
-    """
-    return tuple(p.shape[2] << 16 | p.shape[3] << 1 | 1 for p in predictions)
+    return not any(image_height % h or image_width % w or h % ROWS or w < 9 for h, w in sizes)
 
 
 # By device and stream; and for each device what graphs to come will use.
@@ -458,13 +482,15 @@ def structure_loss_forward(
         and signs int16, or for none without ``keep``.
     """
     batch, _, image_height, image_width = image.shape
-    heights, widths = (tuple(p.shape[axis] for p in predictions) for axis in (2, 3))
-    tiles = batch * sum(cdiv(h, ROWS) * cdiv(w, COLUMNS) for h, w in zip(heights, widths, strict=True))
-    pixels = sum(edge_map.numel() for edge_map in edges) if keep else 0
-    scales = len(heights)
+    sizes = tuple([p.shape[2:] for p in predictions])
+    scales = _scales(sizes)
+    tiles = batch * scales.tiles
+    pixels = batch * sum(scales.areas) if keep else 0
     fill = torch.empty if tiles > 0 else torch.zeros
-    terms, slopes = (fill((scales, 2), dtype=torch.float32, device=image.device) for _ in range(2))
-    priorities, signs = (image.new_empty((pixels,), dtype=dtype) for dtype in (torch.float32, torch.int16))
+    terms = fill((len(sizes), 2), dtype=torch.float32, device=image.device)
+    slopes = fill((len(sizes), 2), dtype=torch.float32, device=image.device)
+    priorities = image.new_empty((pixels,), dtype=torch.float32)
+    signs = image.new_empty((pixels,), dtype=torch.int16)
     if tiles == 0:
         return terms, slopes, priorities, signs
     partials = image.new_empty((tiles, 3), dtype=torch.float32)
@@ -473,10 +499,10 @@ def structure_loss_forward(
         _forward_kernel[(tiles,)](
             image.contiguous(memory_format=torch.channels_last if image_last else torch.contiguous_format),
             tuple(predictions), _edge_maps(edges), signs, priorities, partials, _zeroed_counts(image), terms, slopes,
-            batch, image_height, image_width, _packed(predictions),
-            edge_alpha, tuple(grad_alpha / p.numel() for p in predictions),
-            SCALES=scales, IMAGE_LAST=image_last, PREDICTIONS_LAST=all(is_channels_last(p) for p in predictions),
-            REGULAR=_is_regular(image_height, image_width, heights, widths), KEEP=keep,
+            batch, image_height, image_width, scales.packed,
+            edge_alpha, tuple([grad_alpha / (6 * batch * area) for area in scales.areas]),
+            SCALES=len(sizes), IMAGE_LAST=image_last, PREDICTIONS_LAST=_all_channels_last(predictions),
+            REGULAR=_is_regular(image_height, image_width, sizes), KEEP=keep,
             COLUMNS=COLUMNS, ROWS=ROWS, STEP=STEP, BLOCK=1024, num_warps=WARPS,
         )  # fmt: skip
     return terms, slopes, priorities, signs
@@ -491,16 +517,17 @@ def structure_loss_backward(
     ``signs`` are what ``structure_loss_forward`` returned.
     """
     grads = [torch.empty_like(p) for p in predictions]
-    last = all(is_channels_last(p) for p in predictions)
+    last = _all_channels_last(predictions)
     run, lanes = (LAST_PIXELS, LAST_LANES) if last else (PIXELS, LANES)
-    pixels = [p.shape[2] * p.shape[3] for p in predictions]
-    programs = len(predictions[0]) * sum(cdiv(count, run) for count in pixels)
+    scales = _scales(tuple([p.shape[2:] for p in predictions]))
+    batch = predictions[0].shape[0]
+    programs = batch * sum([cdiv(area, run) for area in scales.areas])
     if programs == 0:
         return grads
     with on_device_of(grad_terms):
         _backward_kernel[(programs,)](
-            grad_terms, grad_terms.stride(), slopes, signs, priorities, tuple(grads), len(predictions[0]),
-            _packed(predictions), SCALES=len(grads), LAST=last, VECTORS=not any(count % 8 for count in pixels),
+            grad_terms, grad_terms.stride(), slopes, signs, priorities, tuple(grads), batch,
+            scales.packed, SCALES=len(grads), LAST=last, VECTORS=not any([area % 8 for area in scales.areas]),
             PIXELS=run, LANES=lanes, num_warps=4,
         )  # fmt: skip
     return grads

@@ -123,7 +123,7 @@ def test_whole_tiles_without_masks(layout, monkeypatch):
     monkeypatch.setattr(kernels, "_TILE_BYTES", 256)
     monkeypatch.setattr(kernels, "_MOST_CHUNKS", 2)
     shape = (1, 2, 8, 16)
-    assert kernels._tiles(_case(shape, "", layout=layout)["x"], 8 * 16, 256).even
+    assert kernels._tiles(*shape[:2], 8 * 16, layout == torch.channels_last, 4, 256).even
     for mode, padding in (("", 0), ("residual relu", 4)):
         _check(_case(shape, mode, layout=layout), mode, padding)
 
