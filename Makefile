@@ -9,6 +9,8 @@ NATIVE := $(CSRC) setup.py
 OP_TESTS := $(patsubst fastinpaint/ops/%.py,tests/test_%.py,$(filter-out fastinpaint/ops/_%,$(wildcard fastinpaint/ops/*.py)))
 # Without the compiled extension every `make` installs again: a compiler may have come.
 UNBUILT := $(if $(wildcard fastinpaint/_C.*so),,unbuilt)
+# Tests start a hundred processes, each of which would compile every module anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test test-isa wheel-check lock docs pictures dist wheels aarch64 aot sanitize soak fuzz kill lint format bench clean unbuilt
 .DEFAULT_GOAL := help
