@@ -4,7 +4,6 @@ Each module runs in interpreting pytest processes of its own. To pick single tes
 """
 
 import importlib.util
-import inspect
 import os
 import subprocess
 import sys
@@ -14,7 +13,7 @@ import pytest
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
 INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
 COMPILED = {"test_aot.py", "test_gpu.py"}
-PARTS = {"test_pooled_attention.py": 4, "test_patch_attention.py": 2}  # of modules that take over a minute
+PARTS = {"test_pooled_attention.py": 2}  # of modules that take over a minute on a busy core
 PART = "FASTINPAINT_INTERPRETED_PART"  # "1/3": every third test from the second on
 
 
@@ -84,18 +83,42 @@ if INTERPRETING:
     def _masked_store(self, ptrs, value, mask, *rest, **options):
         return _store(self, ptrs, value, _boolean(mask), *rest, **options)
 
-    _patch_builtins, _builtins_of = interpreter._patch_builtin, {}
+    _patch_language, _patched = interpreter._patch_lang, set()
 
-    def _patch_builtins_once(package, builder, scope):
-        """Called for every function that a kernel calls, and then nearly always finds nothing left to patch."""
-        if package not in _builtins_of:
-            members = inspect.getmembers(package)
-            _builtins_of[package] = [name for name, member in members if interpreter.tl.core.is_builtin(member)]
-        names = _builtins_of[package]
-        if names and interpreter.tl.core.is_builtin(getattr(package, names[0])):
-            _patch_builtins(package, builder, scope)
+    def _patch_language_once(function):
+        """Triton patches its language for every function that a kernel calls, and undoes it after every launch."""
+        module = function.__globals__["__name__"]
+        if module not in _patched:
+            _patch_language(function)
+            _patched.add(module)
+        return interpreter._LangPatchScope()  # of nothing to undo
 
-    interpreter._patch_builtin = _patch_builtins_once
+    _numpy_type, _numpy_types = interpreter._get_np_dtype, {}
+
+    def _numpy_type_once(dtype):
+        """Found anew for every operation otherwise; so are the types of blocks below."""
+        if dtype.name not in _numpy_types:
+            _numpy_types[dtype.name] = _numpy_type(dtype)
+        return _numpy_types[dtype.name]
+
+    _blocks = {}
+
+    def _block_once(element, shape):
+        key = (element.name, *shape)
+        if key not in _blocks:
+            _blocks[key] = interpreter.tl.block_type(element, shape)
+        return _blocks[key]
+
+    _broadcast = interpreter.TritonSemantic.broadcast_impl_value
+
+    def _broadcast_of_unlike(self, left, right):
+        return (left, right) if left.type is right.type else _broadcast(self, left, right)
+
+    interpreter._patch_lang = _patch_language_once
+    interpreter._get_np_dtype = _numpy_type_once
+    interpreter.tl.block_type.with_element_ty = lambda self, element: _block_once(element, self.shape)
+    interpreter.InterpreterBuilder.get_block_ty = lambda self, element, shape: _block_once(element, shape)
+    interpreter.TritonSemantic.broadcast_impl_value = _broadcast_of_unlike
     interpreter.InterpreterBuilder.create_masked_load = _masked_load
     interpreter.InterpreterBuilder.create_masked_store = _masked_store
     interpreter.InterpreterBuilder.create_dot = _dot_of_bfloat16

@@ -35,6 +35,12 @@ def _check(inputs, tolerance=None):
         assert (found.double() - wanted).norm() <= (tolerance or TOLERANCE[found.dtype]) * scale
 
 
+@pytest.fixture
+def long_steps(monkeypatch):
+    """A program for 128 rows of slots in place of four, each of which takes the interpreter a while."""
+    monkeypatch.setattr(kernels, "_STEP", kernels._ROWS)
+
+
 @pytest.mark.parametrize("widths", [(4, 4), (1, 3), (16, 16), (33, 64)])
 @pytest.mark.parametrize("sizes", [(2, 70, 130), (1, 3, 1), (1, 128, 64)])
 def test_equals_the_reference(sizes, widths):
@@ -57,6 +63,7 @@ def test_very_small_logits_do_not_vanish():
     _check([query.abs() + 6, key - 6, value], tolerance=3e-5)  # float32 knows a logit of -150 to about 1e-5
 
 
+@pytest.mark.usefixtures("long_steps")
 @pytest.mark.parametrize("attended", ["some", "one", "none"])
 def test_key_mask_is_that_of_the_reference(attended, monkeypatch):
     monkeypatch.setattr(operator, "_triton_gap", lambda *_: None)  # the interpreter takes CPU tensors
@@ -75,6 +82,7 @@ def test_key_mask_is_that_of_the_reference(attended, monkeypatch):
     torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.usefixtures("long_steps")
 def test_memory_layout_does_not_matter_and_costs_no_copy(monkeypatch):
     inputs = _inputs(2, 6, 5, 4, 4)
     strided = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in inputs]
@@ -102,6 +110,7 @@ def test_no_query(sizes):
         assert not grad.any()
 
 
+@pytest.mark.usefixtures("long_steps")
 def test_registration():
     inputs = [x.requires_grad_() for x in _inputs(1, 3, 2, 2, 4)]
     torch.library.opcheck(torch.ops.fastinpaint_triton.pooled_attention.default, inputs)
@@ -155,6 +164,7 @@ SAMPLE = {torch.float32: 64, torch.bfloat16: 128}  # keys that the first guess o
 FAR = [-1e4, -1e6, -1e9, torch.finfo(torch.float32).min, -float("inf")]
 
 
+@pytest.mark.usefixtures("long_steps")
 @pytest.mark.parametrize(
     ("outlier", "dtype"), [*((x, torch.float32) for x in FAR), (-1e9, torch.bfloat16), (FAR[-1], torch.bfloat16)]
 )
@@ -202,6 +212,7 @@ def test_large_values_do_not_overflow(size, dtype):
     assert (output.double() / size - expected).norm() <= max(TOLERANCE[dtype], 3e-6) * expected.norm()
 
 
+@pytest.mark.usefixtures("long_steps")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_nan_is_seen_where_it_belongs(dtype):
     query, key, value = _inputs(1, 40, 70, 4, 4, dtype)
