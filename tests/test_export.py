@@ -39,7 +39,7 @@ def _one_residual_block():
 
 def generator(attention, width=2):
     torch.manual_seed(0)
-    model = InpaintGenerator(width, attention=attention, head_norm=False, poisson_blend=attention == "pooled").eval()
+    model = InpaintGenerator(width, attention=attention, head_norm=False, poisson_blend=attention == "patch").eval()
     with torch.no_grad():
         for parameter in model.parameters():  # attention starts with weight 0
             parameter.add_(torch.randn_like(parameter), alpha=0.1)
@@ -53,7 +53,14 @@ class Exported(NamedTuple):
     printed: str
 
 
-CASES = (("patch", "network"), ("pooled", "picture"))  # both attentions, both graphs
+CASES = (("pooled", "network"), ("patch", "picture"))  # both attentions, both graphs
+
+
+def _full_size_alone(self, inputs):
+    """A forward pass without the stages at half and quarter size, which "pooled-network" has: a third of the time."""
+    x = self.encoder[0](inputs, padding=self.stage_full.attention.padding)
+    _, _, image, gradients = self.stage_full(x)
+    return fastinpaint.GeneratorOutput((self._blend(image, inputs),) * 3, (gradients,) * 3)
 
 
 @pytest.fixture(scope="module", params=CASES, ids="-".join)
@@ -63,9 +70,12 @@ def exported(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("exported")
     generator(attention).save_pretrained(folder)
     printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):
-        assert main(["export", "--model", str(folder), "--output", str(folder), "--graphs", what]) == 0
-    return Exported(folder, attention, what, printed.getvalue())
+    with pytest.MonkeyPatch.context() as patch:
+        if what == "picture":
+            patch.setattr(InpaintGenerator, "forward", _full_size_alone)
+        with contextlib.redirect_stdout(printed):
+            assert main(["export", "--model", str(folder), "--output", str(folder), "--graphs", what]) == 0
+        yield Exported(folder, attention, what, printed.getvalue())
 
 
 class TestGraphs:
@@ -161,7 +171,7 @@ class TestFiles:
         )
         subprocess.run([sys.executable, "-c", code], check=True)
         filled = np.asarray(Image.open(tmp_path / "filled.png")).astype(int)
-        wanted = Inpainter(generator("pooled"), "cpu")(photo, hole)
+        wanted = Inpainter(generator(exported.attention), "cpu")(photo, hole)
         np.testing.assert_array_equal(filled[~hole], photo[~hole])
         assert np.abs(filled - wanted).max() <= 1
 

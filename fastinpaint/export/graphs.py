@@ -134,8 +134,9 @@ def masked_canny(image: Tensor, valid: Tensor) -> Tensor:
     """(B, 3, H, W) in [0, 1], (B, 1, H, W) bool -> (B, 1, H, W) bool: ``fastinpaint.canny`` with its defaults."""
     gray = canny.rgb_to_gray(image)
     weights = canny.gaussian_weights(CANNY_SIGMA)
-    blurred = canny.gaussian(torch.where(valid, gray, 0.0), weights)
-    smooth = blurred / (canny.gaussian(valid.float(), weights) + torch.finfo(gray.dtype).eps)
+    # Both in one call: half of the nodes to trace and to convert.
+    blurred, share = canny.gaussian(torch.cat([torch.where(valid, gray, 0.0), valid.float()], 1), weights).split(1, 1)
+    smooth = blurred / (share + torch.finfo(gray.dtype).eps)
     magnitude, keep = canny.thin(*canny.sobel(smooth))
     weak = keep & canny.erode(valid) & (magnitude >= LOW_THRESHOLD)
     return hysteresis(weak, weak & (magnitude >= HIGH_THRESHOLD))
