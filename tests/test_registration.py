@@ -116,3 +116,16 @@ def test_a_call_does_not_import_torch_compile():
         "RUN(torch.ones(1, requires_grad=True), 2.0)[0].backward(); assert 'torch._dynamo' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_torch_without_the_private_functions_disables_tracing(monkeypatch):
+    monkeypatch.delattr(torch._C._dynamo.eval_frame, "set_code_exec_strategy")
+    called = []
+    monkeypatch.setattr(torch.compiler, "disable", lambda function: called.append(function) or function)
+
+    @custom_op("fastinpaint_test::doubled")
+    def doubled(x: Tensor) -> Tensor:
+        return x + x
+
+    assert called == [doubled]
+    assert torch.equal(torch.ops.fastinpaint_test.doubled(torch.ones(2)), torch.full((2,), 2.0))

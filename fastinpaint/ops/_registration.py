@@ -34,11 +34,16 @@ def custom_op(name: str) -> Callable[[_Function], _Function]:
 def _untraced(function: _Function) -> _Function:
     """Let torch.compile run the function, and what it calls, as it is, where a graph break left a call to eager mode.
 
-    ``torch.compiler.disable`` does the same in a wrapper, and imports all of torch.compile.
+    ``torch.compiler.disable`` does the same in a wrapper, and imports all of torch.compile: it serves a torch without
+    the functions below, which are private.
     """
-    dynamo = torch._C._dynamo.eval_frame
-    skip = dynamo._FrameAction.SKIP
-    dynamo.set_code_exec_strategy(function.__code__, dynamo._FrameExecStrategy(skip, skip))
+    try:
+        dynamo = torch._C._dynamo.eval_frame
+        skip = dynamo._FrameAction.SKIP
+        dynamo.set_code_exec_strategy(function.__code__, dynamo._FrameExecStrategy(skip, skip))
+    except (AttributeError, TypeError):
+        disabled: _Function = torch.compiler.disable(function)
+        return disabled
     return function
 
 

@@ -58,10 +58,9 @@ def conv2d(
         return reference.conv2d(x, weight, bias, stride, padding, dilation, relu)
     _check(x, weight, bias, stride, padding, dilation)
     gap = _native_gap(x, weight, bias, stride, padding, dilation)
-    if backend != "auto" or (gap is None and _pays(x, weight)):
-        chosen = _backend.select(_OP, backend, _backend.ranked(x.device, native=gap))
-        if chosen == "native":
-            return torch.ops.fastinpaint.conv2d(x, weight, bias, padding, dilation, relu)
+    considered = backend != "auto" or (gap is None and _pays(x, weight))
+    if considered and _backend.choose(_OP, backend, x.device, native=lambda: gap) == "native":
+        return torch.ops.fastinpaint.conv2d(x, weight, bias, padding, dilation, relu)
     return reference.conv2d(x, weight, bias, stride, padding, dilation, relu)
 
 
