@@ -84,13 +84,14 @@ bench: $(STAMP)
 	$(BIN)/python -m pip install --quiet --no-build-isolation -c constraints.txt -e ".[bench]"
 	$(BIN)/python -m benchmarks --out benchmark-results
 
-# Each in a process of its own: the set is chosen once. Tests that choose it themselves ran in `make test`.
+# Each in a process of its own: the set is chosen once. `make test` runs tests that choose it themselves and those of
+# torch.compile and of registration (opcheck), which know nothing of it.
 test-isa: $(STAMP)
 	@best=$$($(BIN)/python -c "from fastinpaint.ops._backend import cpu_isa; print(cpu_isa())"); \
 	for isa in baseline avx2; do \
 		[ "$$best" = "$$isa" ] || [ "$$best" = None ] && break; \
 		echo "FASTINPAINT_ISA=$$isa"; \
-		FASTINPAINT_ISA=$$isa $(BIN)/python -m pytest -q -n auto --dist loadfile $(OP_TESTS) -k "not instruction_set" || exit 1; \
+		FASTINPAINT_ISA=$$isa $(BIN)/python -m pytest -q -n auto --dist loadfile $(OP_TESTS) -k "not (instruction_set or compile or opcheck)" || exit 1; \
 	done
 
 wheel-check: $(STAMP)
