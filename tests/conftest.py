@@ -20,19 +20,23 @@ settings.load_profile("suite")
 MOST_WORKERS = 8  # a worker takes up to 2 GB
 # The files that take longest. They come first, so that at the end no worker is left alone with one of them.
 LONGEST = [
-    "tests/test_export.py",
     "tests/test_gpu_check.py",
+    "tests/test_export.py",
     "tests/test_canny_cuda.py",
-    "tests/test_distributed.py",
     "tests/test_training.py",
     "tests/test_run_folder.py",
+    "tests/test_evaluation.py",
+    "tests/test_distributed.py",
     "tests/kernels/test_pooled_attention.py",
+    "tests/test_canny.py",
+    "tests/test_painter.py",
+    "tests/kernels/test_aot.py",
     "tests/kernels/test_patch_attention.py",
     "tests/kernels/test_instance_norm.py",
     "tests/kernels/test_structure_loss.py",
-    "tests/kernels/test_aot.py",
-    "tests/test_painter.py",
     "tests/test_serve.py",
+    "tests/test_cli.py",
+    "tests/test_evaluation_metrics.py",
 ]
 
 
