@@ -4,9 +4,11 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
+from fastinpaint.checkpoint.tensorflow import read_tf_checkpoint
 from fastinpaint.models.vgg import CONVOLUTIONS, VGG19Features
 
 FOLDER = Path(__file__).parent / "golden"
@@ -17,6 +19,12 @@ def golden(name: str) -> dict[str, np.ndarray]:
     """The arrays of one golden file; images are NHWC, kernels HWIO."""
     with np.load(FOLDER / f"{name}.npz") as arrays:
         return dict(arrays)
+
+
+def golden_variables() -> dict[str, np.ndarray]:
+    """The variables of the original system's checkpoint; without the extra ``convert`` the test is skipped."""
+    pytest.importorskip("google_crc32c", reason="needs the extra convert")
+    return read_tf_checkpoint(CHECKPOINT)
 
 
 def nchw(array: np.ndarray) -> Tensor:

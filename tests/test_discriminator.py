@@ -1,17 +1,16 @@
 import pytest
 import torch
 
-from fastinpaint.checkpoint.tensorflow import read_tf_checkpoint
 from fastinpaint.models.discriminator import PatchDiscriminator, SpectralConv, same_padding
 from fastinpaint.models.from_tensorflow import discriminator_from_tf
-from tests.golden_data import CHECKPOINT, golden, nchw, relative_error
+from tests.golden_data import golden, golden_variables, nchw, relative_error
 from tests.helpers.tolerances import TOLERANCES
 
 
 @pytest.mark.parametrize("training", [False, True])
 def test_against_the_original(training):
     arrays = golden("generator_w16")
-    discriminator = discriminator_from_tf(read_tf_checkpoint(CHECKPOINT)).train(training)
+    discriminator = discriminator_from_tf(golden_variables()).train(training)
     found = discriminator(nchw(arrays["image"]))
     assert relative_error(found, nchw(arrays["discriminator"])) < TOLERANCES["discriminator"]
 

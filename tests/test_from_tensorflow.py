@@ -2,7 +2,6 @@ import numpy as np
 import pytest
 import torch
 
-from fastinpaint.checkpoint.tensorflow import read_tf_checkpoint
 from fastinpaint.models.discriminator import PatchDiscriminator
 from fastinpaint.models.from_tensorflow import (
     _discriminator_names,
@@ -11,12 +10,12 @@ from fastinpaint.models.from_tensorflow import (
     generator_from_tf,
 )
 from fastinpaint.models.generator import InpaintGenerator
-from tests.golden_data import CHECKPOINT
+from tests.golden_data import golden_variables
 
 
 @pytest.fixture(scope="module")
 def variables():
-    return read_tf_checkpoint(CHECKPOINT)
+    return golden_variables()
 
 
 def as_variables(network, names, scope):

@@ -6,13 +6,12 @@ from torch._dynamo.testing import CompileCounter
 from torch.export import Dim
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-from fastinpaint.checkpoint.tensorflow import read_tf_checkpoint
 from fastinpaint.models.from_tensorflow import generator_from_tf
 from fastinpaint.models.generator import InpaintGenerator
 from fastinpaint.models.inputs import assemble_input
 from fastinpaint.ops.canny import canny
 from fastinpaint.reference import instance_norm as norm_reference
-from tests.golden_data import CHECKPOINT, golden, nchw, relative_error
+from tests.golden_data import golden, golden_variables, nchw, relative_error
 from tests.helpers.tolerances import TOLERANCES
 
 PLAIN_NORM = norm_reference.instance_norm
@@ -35,7 +34,7 @@ def test_outputs_at_all_scales_against_the_original():
     inputs = assemble_input(image, mask, edges)
     assert relative_error(inputs[:, 5:], nchw(arrays["gradient"]) * (1 - mask)) < TOLERANCES["input"]
     with torch.no_grad():
-        output = generator_from_tf(read_tf_checkpoint(CHECKPOINT))(inputs)
+        output = generator_from_tf(golden_variables())(inputs)
     for scale, found_image, found_gradient in zip(("full", "half", "quarter"), *output, strict=True):
         assert relative_error(found_image, nchw(arrays[f"image_{scale}"])) < TOLERANCES["generator"]
         assert relative_error(found_gradient, nchw(arrays[f"gradient_{scale}"])) < TOLERANCES["generator"]

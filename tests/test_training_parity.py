@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from fastinpaint.checkpoint.tensorflow import read_tf_checkpoint
 from fastinpaint.losses.objective import InpaintObjective, LossWeights, edge_pyramid
 from fastinpaint.models.from_tensorflow import (
     _discriminator_names,
@@ -15,7 +14,7 @@ from fastinpaint.models.from_tensorflow import (
     generator_from_tf,
 )
 from fastinpaint.models.inputs import assemble_input
-from tests.golden_data import CHECKPOINT, golden, golden_vgg, nchw
+from tests.golden_data import golden, golden_variables, golden_vgg, nchw
 from tests.helpers.tolerances import TOLERANCES
 
 SIZES = {"full": 256, "half": 128, "quarter": 64}
@@ -28,7 +27,7 @@ def step():
     image = nchw(wanted["image_u8"].astype(np.float32) / 127.5 - 1)
     mask = torch.from_numpy(wanted["mask"].astype(np.float32))[None, None]
     edges = [_unpacked(wanted[f"edge_{size}"], size) for size in SIZES.values()]
-    variables = read_tf_checkpoint(CHECKPOINT)
+    variables = golden_variables()
     generator, discriminator = generator_from_tf(variables), discriminator_from_tf(variables)
     objective = InpaintObjective(dataclasses.replace(LossWeights(), total_variation=0.1), golden_vgg())
     output = generator(assemble_input(image, mask, edges[0]))
