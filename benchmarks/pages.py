@@ -22,7 +22,7 @@ PICKED = {  # benchmark: parts of the names of cases; without an entry every cas
     "generator": ("256²",),
 }
 PARTS = ("its attentions", "bare convolutions")  # of a network: no implementations of the whole
-NAMES = {"patch_attention": "patch attention, k = 3, stride 2", "train_step": "training step"}
+NAMES = {"conv2d": "convolution", "patch_attention": "patch attention, k = 3, stride 2", "train_step": "training step"}
 
 
 def others(row: Row, ours: str) -> list[str]:

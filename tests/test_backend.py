@@ -194,7 +194,7 @@ POINTS = [torch.linspace(-2, 2, 24).view(1, 6, 4).mul(k).cos() for k in (3, 5, 7
 MAPS = [torch.linspace(-3, 3, 384).view(1, 6, 8, 8).cos(), torch.linspace(-5, 5, 96).view(1, 6, 4, 4).sin()]
 EDGES = [IMAGE[:, :1] > 0, IMAGE[:, :1, ::2, ::2] > 0]
 FEATURES = torch.linspace(-4, 4, 2048).view(1, 32, 8, 8).sin()
-TAPS = torch.linspace(-2, 2, 32 * 32 * 9).view(32, 32, 3, 3).cos() / 17
+TAPS = torch.linspace(-2, 2, 64 * 32 * 9).view(64, 32, 3, 3).cos() / 17
 DIFFERENTIABLE = {
     "sobel_edges": (fi.sobel_edges, [IMAGE]),
     "edge_priority": (fi.edge_priority, [IMAGE[:, :1]]),

@@ -174,7 +174,7 @@ def test_native_opcheck(layout):
 
 @native_only
 def test_compiled_once_for_all_sizes():
-    weight, bias = (t.requires_grad_() for t in _operands((1, 32, 1, 1), 32, 3)[1:])
+    weight, bias = (t.requires_grad_() for t in _operands((1, 32, 1, 1), 64, 3)[1:])
     graphs = []
 
     def keep(graph, _):
@@ -204,14 +204,14 @@ def _served_by_native(x, weight, bias=None, **options):
 
 @native_only
 def test_auto_takes_winograd_where_it_saves_time_and_says_nothing_elsewhere():
-    x, weight, bias = _operands((1, 32, 8, 8), 32, 3)
+    x, weight, bias = _operands((1, 32, 8, 8), 64, 3)
     assert _served_by_native(x, weight, bias, padding=1)
-    assert _served_by_native(x, torch.randn(32, 32, 5, 5))
+    assert _served_by_native(x, torch.randn(64, 32, 5, 5))
     assert not _served_by_native(x, weight, bias, padding=1, stride=2)
     assert not _served_by_native(x, weight, bias, padding=3)
-    assert not _served_by_native(x, torch.randn(32, 32, 1, 1))
-    assert not _served_by_native(x, torch.randn(40, 32, 3, 3))
-    assert not _served_by_native(x, torch.randn(16, 32, 3, 3))
+    assert not _served_by_native(x, torch.randn(64, 32, 1, 1))
+    assert not _served_by_native(x, torch.randn(72, 32, 3, 3))
+    assert not _served_by_native(x, torch.randn(48, 32, 3, 3))
     assert not _served_by_native(x.double(), weight.double())
     assert not _served_by_native(x.to("meta"), weight.to("meta"))
     with torch.autocast("cpu", torch.bfloat16):

@@ -13,7 +13,7 @@ _OP = "conv2d"
 _CHANNEL_GROUP = 16  # kChannelGroup of csrc/cpu/conv2d.h
 _KERNELS = (3, 5)
 _MOST = 2**31 - 1  # pixels
-_LEAST_PRODUCT = 32 * 32  # of the numbers of channels: with fewer, transforms take longer than what they save
+_LEAST_PRODUCT = 64 * 32  # of the numbers of channels: with fewer, transforms take longer than what they save
 
 
 def conv2d(
@@ -43,7 +43,7 @@ def conv2d(
         relu: Whether negative values become 0.
         backend: ``"auto"``, ``"native"`` (CPU, float32, stride 1, kernels of 3 x 3 or 5 x 5, padding at most
             dilation (k - 1), numbers of channels that are multiples of 16) or ``"reference"`` (PyTorch). ``"auto"`` is
-            the first for at least 1024 pairs of channels outside autocast, unless `use_backend` or
+            the first for at least 2048 pairs of channels outside autocast, unless `use_backend` or
             ``FASTINPAINT_BACKEND`` says otherwise. Forward-mode derivatives and torch.func take the reference.
 
     Returns:

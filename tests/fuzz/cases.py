@@ -199,7 +199,7 @@ def operator(rng: Rng, folder: Path) -> None:
             {"padding": option(0), "relu": bool(rng.random() < 0.5)},
         ),
         "conv2d": lambda: (
-            (tensor(batch, 16, height, width), tensor(64, 16, 3, 3), tensor(64)),
+            (tensor(batch, 16, height, width), tensor(128, 16, 3, 3), tensor(128)),
             {"padding": option(1), "dilation": option(1), "stride": option(1), "relu": bool(rng.random() < 0.5)},
         ),
         "pyramid_structure_loss": lambda: (
