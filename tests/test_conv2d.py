@@ -249,6 +249,18 @@ def test_bad_arguments_are_named(change, message):
         fi.conv2d(**{"x": x, "weight": weight, "bias": bias, **change})
 
 
+@pytest.mark.parametrize("name", ["weight", "bias"])
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_tensors_of_other_types_are_named(name, device):
+    tensors = dict(zip(("x", "weight", "bias"), (t.to(device) for t in _operands((1, 32, 8, 8), 64, 3)), strict=True))
+    tensors[name] = tensors[name].half()
+    message = f"all tensors must have one dtype, got x of torch.float32, .*{name} of torch.float16"
+    with pytest.raises(TypeError, match=message):
+        fi.conv2d(**tensors)
+    with pytest.raises(TypeError, match="x must be a tensor"):
+        fi.conv2d(**tensors | {"x": [1.0]})
+
+
 @native_only
 @pytest.mark.parametrize(
     ("arguments", "message"),

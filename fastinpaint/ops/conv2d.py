@@ -50,13 +50,13 @@ def conv2d(
         (B, out, h, w) with h = floor((H + 2 padding - dilation (k - 1) - 1) / stride) + 1, in the dtype of ``x``.
 
     Raises:
-        TypeError: A tensor or an option of the wrong type.
+        TypeError: A tensor or an option of the wrong type, or different dtypes outside autocast.
         ValueError: Shapes that do not fit, or different devices.
         BackendUnavailable: ``backend`` cannot run the call.
     """
-    if backend == "auto" and isinstance(x, Tensor) and x.device.type != "cpu":  # nothing to choose
-        return reference.conv2d(x, weight, bias, stride, padding, dilation, relu)
     _check(x, weight, bias, stride, padding, dilation)
+    if backend == "auto" and x.device.type != "cpu":  # nothing to choose
+        return reference.conv2d(x, weight, bias, stride, padding, dilation, relu)
     gap = _native_gap(x, weight, bias, stride, padding, dilation)
     considered = backend != "auto" or (gap is None and _pays(x, weight))
     if considered and _backend.choose(_OP, backend, x.device, native=lambda: gap) == "native":
@@ -103,6 +103,10 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding:
     if bias is not None:
         tensors["bias"] = _checks.check_tensor(_OP, "bias", bias, outer)
     _checks.check_same_device(_OP, **tensors)
+    casts = x.device.type != "meta" and torch.is_autocast_enabled(x.device.type)
+    if not casts and any(tensor.dtype != x.dtype for tensor in tensors.values()):
+        found = ", ".join(f"{name} of {tensor.dtype}" for name, tensor in tensors.items())
+        raise TypeError(f"{_OP}: all tensors must have one dtype, got {found}")
 
 
 def _empty(like: Tensor, channels: int, larger: int) -> Tensor:
