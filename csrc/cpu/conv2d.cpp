@@ -6,6 +6,7 @@
 #include "cpu/parallel.h"
 #include "cpu/scratch.h"
 #include "cpu/simd/isa.h"
+#include "cpu/tensor_view.h"
 
 #define FASTINPAINT_KERNEL "cpu/conv2d.inc"
 #include "cpu/simd/foreach_isa.inc"
@@ -117,7 +118,6 @@ Tensor run(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& b
   STD_TORCH_CHECK(plan.out_height > 0 && plan.out_width > 0,
                   "a map with its padding must be as large as the kernel, ", dilation * (kernel - 1) + 1,
                   " pixels, got shape ", shape_of(x), " and padding ", padding);
-  const bool last = x.stride(1) == 1 && !x.is_contiguous();
   const Tensor dense = torch::stable::contiguous(x, MemoryFormat::ChannelsLast);
   const Tensor map = torch::stable::new_empty(x, {plan.batch, plan.out_height, plan.out_width, outer});
   const auto* input = static_cast<const float*>(dense.const_data_ptr());
@@ -128,8 +128,7 @@ Tensor run(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& b
     convolve<3>(plan, input, view, offset, relu, output);
   else
     convolve<5>(plan, input, view, offset, relu, output);
-  const Tensor result = torch::stable::transpose(torch::stable::transpose(map, 1, 3), 2, 3);
-  return last ? result : torch::stable::contiguous(result);
+  return is_channels_last(x) ? channels_first(map) : torch::stable::contiguous(channels_first(map));
 }
 
 void check_geometry(const Tensor& weight, int64_t padding, int64_t dilation) {

@@ -28,10 +28,9 @@ struct WinogradPlan {
   int64_t tile_rows, tile_columns;             // of an image, with every phase of the dilation
   int64_t block;                               // tiles that are transformed before their products are taken
 
-  static constexpr int64_t kInputFloats =
-      1024 * 1024;                       // transformed tiles at a time: a part of the last cache
-  static constexpr int64_t kTiles = 48;  // of one product: a multiple of the rows of gemm.inc
-  static constexpr int64_t kOuter = 32;  // output channels of one task
+  static constexpr int64_t kInputFloats = 1 << 20;  // of a block of tiles, which stays in the last cache
+  static constexpr int64_t kTiles = 48;             // of one product: a multiple of the rows of gemm.inc
+  static constexpr int64_t kOuter = 32;             // output channels of one task
 
   WinogradPlan(const Tensor& x, int64_t outer, int64_t kernel, int64_t padding, int64_t dilation)
       : batch(x.size(0)),

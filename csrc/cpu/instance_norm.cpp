@@ -20,10 +20,6 @@ namespace {
 
 using torch::headeronly::MemoryFormat;
 
-bool is_channels_last(const Tensor& map) {
-  return map.stride(1) == 1 && !map.is_contiguous();
-}
-
 // The map itself if the elements of each row lie side by side, else a copy in the layout.
 Tensor readable(const Tensor& map, bool channels_last) {
   const bool lanes = !channels_last || map.size(1) == 1 || map.stride(1) == 1;
@@ -36,8 +32,7 @@ Tensor readable(const Tensor& map, bool channels_last) {
 Tensor new_map(const Tensor& like, bool channels_last, int64_t height, int64_t width) {
   const int64_t batch = like.size(0), channels = like.size(1);
   if (!channels_last) return torch::stable::new_empty(like, {batch, channels, height, width});
-  const Tensor map = torch::stable::new_empty(like, {batch, height, width, channels});
-  return torch::stable::transpose(torch::stable::transpose(map, 1, 3), 2, 3);
+  return channels_first(torch::stable::new_empty(like, {batch, height, width, channels}));
 }
 
 // A tensor of the caller's, or none, dense and alive.

@@ -15,6 +15,16 @@ namespace fastinpaint {
 using torch::headeronly::BFloat16;
 using torch::headeronly::Half;
 
+// Whether the channels (B, C, H, W) of a pixel lie side by side, and a contiguous map would not be the same.
+inline bool is_channels_last(const Tensor& map) {
+  return map.stride(1) == 1 && !map.is_contiguous();
+}
+
+// (B, H, W, C) -> the same memory as (B, C, H, W).
+inline Tensor channels_first(const Tensor& map) {
+  return torch::stable::transpose(torch::stable::transpose(map, 1, 3), 2, 3);
+}
+
 struct TensorView {
   char* data;
   ScalarType type;

@@ -41,9 +41,9 @@ class _Conv2d(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         return self._convolve(x, self.bias)
 
-    def _convolve(self, x: Tensor, bias: Tensor | None, relu: bool = False) -> Tensor:
+    def _convolve(self, x: Tensor, bias: Tensor | None) -> Tensor:
         stride, padding, dilation = self.stride[0], int(self.padding[0]), self.dilation[0]
-        return conv2d(x, self.weight, bias, stride=stride, padding=padding, dilation=dilation, relu=relu)
+        return conv2d(x, self.weight, bias, stride=stride, padding=padding, dilation=dilation)
 
 
 class _NormedConv2d(_Conv2d):

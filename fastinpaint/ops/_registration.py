@@ -85,6 +85,18 @@ def register(
         register_vmap(f"{forward}_backward")
 
 
+def empty_map(like: torch.Tensor, channels: int, larger: int = 0, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """An uninitialised (B, channels, H + larger, W + larger) in the layout and dtype of ``like`` (B, C, H, W)."""
+    batch, _, height, width = like.shape
+    last = like.stride(1) == 1 and not like.is_contiguous()
+    return torch.empty(
+        (batch, channels, height + larger, width + larger),
+        dtype=dtype or like.dtype,
+        device=like.device,
+        memory_format=torch.channels_last if last else torch.contiguous_format,
+    )
+
+
 def register_vmap(name: str) -> None:
     """Let vmap call the operator ``name`` once for each entry of the mapped dimension."""
     namespace, op = name.split("::")

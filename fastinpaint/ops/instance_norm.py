@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fastinpaint.ops import _backend, _checks
-from fastinpaint.ops._registration import custom_op, register
+from fastinpaint.ops._registration import custom_op, empty_map, register
 from fastinpaint.reference import instance_norm as reference
 
 _OP = "instance_norm"
@@ -152,18 +152,6 @@ def _triton_backward(
     )
 
 
-def _empty(x: Tensor, padding: int = 0, dtype: torch.dtype | None = None) -> Tensor:
-    """A dense map in the layout of ``x``, as the kernels' launchers allocate it."""
-    batch, channels, height, width = x.shape
-    last = x.stride(1) == 1 and not x.is_contiguous()
-    return torch.empty(
-        (batch, channels, height + 2 * padding, width + 2 * padding),
-        dtype=dtype or x.dtype,
-        device=x.device,
-        memory_format=torch.channels_last if last else torch.contiguous_format,
-    )
-
-
 def _fake(
     x: Tensor,
     weight: Tensor | None,
@@ -175,7 +163,7 @@ def _fake(
     padding: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     statistics = [x.new_empty(x.shape[:2], dtype=_real(x)) for _ in range(2)]
-    return _empty(x, padding), statistics[0], statistics[1]
+    return empty_map(x, x.shape[1], 2 * padding), statistics[0], statistics[1]
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -216,8 +204,8 @@ def _backward_fake(
     padding: int,
     residual_gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    grad_residual = _empty(x, dtype=grad.dtype) if residual_gradient else grad.new_empty((0,))
-    return _empty(x), x.new_empty((3, x.shape[1]), dtype=_real(x)), grad_residual
+    grad_residual = empty_map(x, x.shape[1], dtype=grad.dtype) if residual_gradient else grad.new_empty((0,))
+    return empty_map(x, x.shape[1]), x.new_empty((3, x.shape[1]), dtype=_real(x)), grad_residual
 
 
 def _register(namespace: str) -> None:
